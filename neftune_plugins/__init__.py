@@ -1,0 +1,27 @@
+"""Noisy embedding fine-tuning (NEFTune, arXiv 2310.05914): the core, which knows no framework."""
+
+from neftune_plugins.config import NoiseConfig
+from neftune_plugins.environment import enabled
+from neftune_plugins.errors import NEFTuneError, NoiseConfigError, NoiseNotAppliedError
+from neftune_plugins.framework import DemoRun, Framework
+from neftune_plugins.hookspecs import hookimpl
+from neftune_plugins.injection import Handle, install
+from neftune_plugins.layout import Batch, Layout, LayoutReader
+from neftune_plugins.noise import NoiseType
+
+__all__ = [
+    "Batch",
+    "DemoRun",
+    "Framework",
+    "Handle",
+    "Layout",
+    "LayoutReader",
+    "NEFTuneError",
+    "NoiseConfig",
+    "NoiseConfigError",
+    "NoiseNotAppliedError",
+    "NoiseType",
+    "enabled",
+    "hookimpl",
+    "install",
+]

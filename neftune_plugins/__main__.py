@@ -1,0 +1,5 @@
+"""`python -m neftune_plugins` is the `neftune` command."""
+
+from neftune_plugins.cli import main
+
+main()

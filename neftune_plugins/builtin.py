@@ -1,0 +1,76 @@
+"""What the package itself provides, through the same hooks as anybody's plugin: the noise types, the reader of batch
+layouts and the finder of embeddings."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from neftune_plugins.hookspecs import hookimpl
+from neftune_plugins.layout import LayoutReader, read_layout
+from neftune_plugins.noise import NoiseType
+
+
+def _uniform(bits: Tensor) -> Tensor:
+    # 24 bits: what a float32 in [-1, 1) holds exactly.
+    return (bits >> 8).to(torch.float32)
+
+
+def _gaussian(bits: Tensor) -> Tensor:
+    # The middle of each of 2^24 intervals, so that neither end is infinite. In float64, because libraries and devices
+    # disagree about the last bit of a float32 erfinv.
+    uniform = (bits >> 8).to(torch.float64) * 2**-23 + 2**-24
+    return (torch.erfinv(uniform) * math.sqrt(2)).to(torch.float32)
+
+
+def _bernoulli(bits: Tensor) -> Tensor:
+    return ((bits >> 31) | 1).to(torch.float32)
+
+
+@hookimpl
+def neftune_noise_types() -> Iterable[NoiseType]:
+    return [
+        NoiseType("uniform", _uniform, rms=3**-0.5, unit=2.0**-23, summary="U(-1, 1), the paper's"),
+        NoiseType("gaussian", _gaussian, rms=1.0, summary="N(0, 1)"),
+        NoiseType("bernoulli", _bernoulli, rms=1.0, summary="-1 or +1, each with probability 1/2"),
+    ]
+
+
+@hookimpl(trylast=True)
+def neftune_layout_reader() -> LayoutReader:
+    return read_layout
+
+
+@hookimpl(trylast=True)
+def neftune_embeddings(model: nn.Module) -> Sequence[nn.Module] | None:
+    """The input embedding and every other module that looks tokens up in the same parameter (encoder and decoder of
+    T5 and BART own such twins and never call the shared one), the outermost of nested ones (PEFT wraps)."""
+    root = _input_embedding(model)
+    if root is None:
+        return None
+    shared = {id(parameter) for parameter in root.parameters()}
+    found = [root]
+    for module in model.modules():
+        # An output layer tied to the embedding shares its weight, too.
+        if module is not root and not isinstance(module, nn.Linear):
+            parameters = module._parameters.values()
+            if any(id(parameter) in shared for parameter in parameters):
+                found.append(module)
+    inner = {id(child) for module in found for child in module.modules() if child is not module}
+    return [module for module in found if id(module) not in inner]
+
+
+def _input_embedding(model: nn.Module) -> nn.Module | None:
+    """`get_input_embeddings()` of the outermost module that has one to give (value heads and other wrappers do not)."""
+    for module in model.modules():
+        getter = getattr(module, "get_input_embeddings", None)
+        if getter is None:
+            continue
+        try:
+            embedding = getter()
+        except (AttributeError, NotImplementedError):
+            continue
+        if isinstance(embedding, nn.Module):
+            return embedding
+    return None

@@ -1,0 +1,115 @@
+"""The configuration keys: the one place where they are described.
+
+Adapters make their frameworks' schemas, and the documentation its table, from the fields of `NoiseConfig`.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from neftune_plugins.errors import NoiseConfigError
+
+_LARGEST_ALPHA = 1e30  # float32, the noise's own precision, holds it and what is made of it
+
+
+def _field(default: Any, *, key: str, annotation: Any, help: str) -> Any:
+    return dataclasses.field(default=default, metadata={"key": key, "annotation": annotation, "help": help})
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseConfig:
+    """How noisy the embeddings are.
+
+    Every field stands for one key; its metadata hold the `key`, the type `annotation` of the key in a framework's
+    schema, where it may be left out, and the `help` text.
+
+    Raises NoiseConfigError for a value that cannot be used, naming key, value and remedy.
+    """
+
+    alpha: float = _field(
+        dataclasses.MISSING,
+        key="neftune_noise_alpha",
+        annotation=float | None,
+        help="Strength of the noise: alpha in alpha / sqrt(L d). A finite number above 0; the paper uses 5, 10 and "
+        "15. Left out, there is no noise.",
+    )
+    type: str = _field(
+        "uniform",
+        key="neftune_noise_type",
+        annotation=str | None,
+        help="Distribution of the noise: uniform (the paper's), gaussian, bernoulli, or one that a plugin registers.",
+    )
+    length: Literal["sequence", "padded"] = _field(
+        "sequence",
+        key="neftune_noise_length",
+        annotation=Literal["sequence", "padded"] | None,
+        help="What L counts. sequence: the real tokens of each example, as in the paper. padded: the width of the "
+        "padded or packed row, the magnitude of the frameworks' native hook.",
+    )
+    seed: int | None = _field(
+        None,
+        key="neftune_noise_seed",
+        annotation=int | None,
+        help="Seed of the noise, an integer of at least 0. Left out, it is the run's seed.",
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.alpha, bool) or not isinstance(self.alpha, int | float):
+            raise _error("alpha", self.alpha, "must be a number, without quotes in YAML, such as 5")
+        if not 0 < self.alpha <= _LARGEST_ALPHA:
+            raise _error("alpha", self.alpha, "must be finite and above 0, such as 5; for no noise leave the key out")
+        from neftune_plugins.manager import noise_types  # loads the plugins: only once a run wants noise
+
+        types = noise_types()
+        if not isinstance(self.type, str) or self.type not in types:
+            raise _error("type", self.type, f"must be one of: {', '.join(types)}{_guess(self.type, types)}")
+        if self.length not in ("sequence", "padded"):
+            lengths = ("sequence", "padded")
+            raise _error("length", self.length, f"must be one of: {', '.join(lengths)}{_guess(self.length, lengths)}")
+        if self.seed is not None and (
+            isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**64
+        ):
+            raise _error("seed", self.seed, "must be an integer from 0 to 2^64 - 1; left out, it is the run's seed")
+
+    @classmethod
+    def from_keys(cls, keys: Mapping[str, Any]) -> "NoiseConfig | None":
+        """The configuration that a framework's keys ask for; None where `neftune_noise_alpha` is absent or null.
+
+        Only keys that look like ours are looked at. Raises NoiseConfigError for a bad value, for such a key that
+        does not exist, and for companion keys without `neftune_noise_alpha`.
+        """
+        names = {key(field): field.name for field in dataclasses.fields(cls)}
+        ours = {
+            name: value
+            for name, value in keys.items()
+            if str(name).lower().startswith("neftune") or difflib.get_close_matches(str(name), names, cutoff=0.85)
+        }
+        for name, value in ours.items():
+            if name not in names:
+                raise NoiseConfigError(f"{name}: there is no such key (value {value!r}){_guess(name, names)}")
+        given = {names[name]: value for name, value in ours.items() if value is not None}
+        if not given:
+            return None
+        if "alpha" not in given:
+            raise NoiseConfigError(
+                f"{', '.join(sorted(ours))} without neftune_noise_alpha has no effect; set neftune_noise_alpha, such "
+                "as neftune_noise_alpha: 5, or leave the other key out"
+            )
+        return cls(**given)
+
+
+def key(field: "dataclasses.Field[Any]") -> str:
+    """The configuration key of a field of `NoiseConfig`."""
+    return str(field.metadata["key"])
+
+
+def _error(name: str, value: object, problem: str) -> NoiseConfigError:
+    field = NoiseConfig.__dataclass_fields__[name]
+    return NoiseConfigError(f"{key(field)}: {value!r} {problem}")
+
+
+def _guess(value: object, choices: Mapping[str, Any] | tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(str(value), list(choices), n=1)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,55 @@
+"""Everything a plugin can provide or be told of. Implement with `@hookimpl` in a module or object that the entry-point
+group `neftune_plugins` names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from neftune_plugins.framework import Framework
+    from neftune_plugins.injection import Handle
+    from neftune_plugins.layout import LayoutReader
+    from neftune_plugins.noise import NoiseType
+
+hookspec = pluggy.HookspecMarker("neftune_plugins")
+hookimpl = pluggy.HookimplMarker("neftune_plugins")
+
+
+@hookspec
+def neftune_noise_types() -> Iterable[NoiseType]:
+    """Noise types that `neftune_noise_type` may name."""
+
+
+@hookspec(firstresult=True)
+def neftune_embeddings(model: nn.Module) -> Sequence[nn.Module] | None:
+    """The modules whose output is the embedding of token ids, or None to leave the model to the next plugin."""
+
+
+@hookspec
+def neftune_layout_reader() -> LayoutReader:
+    """A function that tells the example of each token of a batch; it gives None for batches it does not know."""
+
+
+@hookspec
+def neftune_frameworks() -> Iterable[Framework]:
+    """Training frameworks that the `neftune` command can drive."""
+
+
+@hookspec
+def neftune_installed(handle: Handle) -> None:
+    """Noise was installed in `handle.model`."""
+
+
+@hookspec
+def neftune_step(handle: Handle) -> None:
+    """The optimisation step `handle.step` begins."""
+
+
+@hookspec
+def neftune_removed(handle: Handle) -> None:
+    """The noise was removed from `handle.model`."""

@@ -1,0 +1,146 @@
+"""The noise: a pure function of (seed, step, stream, the example's tokens, position in the example, channel).
+
+There is no random number generator and no state, so an example gets the same noise wherever it stands in a batch, and
+a recomputed or resumed step gets it again. `docs/noise.md` is the specification, with test vectors; what stands here
+is its tensor form, in plain integer arithmetic that wraps around (mod 2^64 and mod 2^32).
+
+Shape suffixes: B rows of the batch, L tokens of a row, N tokens in any arrangement, D channels of the embedding.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from neftune_plugins.layout import Layout, total_per_example
+
+
+def _signed(value: int, bits: int) -> int:
+    """`value` mod 2^bits as the signed integer that torch holds the same bits in."""
+    value &= (1 << bits) - 1
+    return value - (1 << bits) if value >> (bits - 1) else value
+
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+_CHANNEL_1 = 0x7FEB352D
+_CHANNEL_2 = 0x846CA68B
+
+# Elements noised at once by one CPU thread: small enough for the scratch to stay in its cache.
+_CHUNK_PER_THREAD = 1 << 16
+# The same for an accelerator, where only the size of the scratch matters.
+_CHUNK_ON_ACCELERATOR = 1 << 24
+
+
+@dataclass(frozen=True)
+class NoiseType:
+    """A distribution of the noise.
+
+    name: what `neftune_noise_type` says.
+    draw: (bits: int32 tensor of any shape, uniformly random) -> float32 tensor of that shape, elementwise. It owns
+        `bits` and may overwrite it. It must be plain tensor code, so that it can be compiled.
+    unit: factor that brings the result of `draw` to unit noise, folded into the per-token scale. A power of two
+        folds without rounding.
+    rms: root mean square of unit noise: the noise of one embedding has norm about `alpha * rms / sqrt(L)`.
+    summary: one line for listings.
+    """
+
+    name: str
+    draw: Callable[[Tensor], Tensor]
+    rms: float
+    unit: float = 1.0
+    summary: str = ""
+
+
+def splitmix64(value: int) -> int:
+    """The output function of SplitMix64 (Steele, Lea and Flood 2014, figure 16), mod 2^64."""
+    value = (value + _GOLDEN) & (2**64 - 1)
+    value = ((value ^ (value >> 30)) * _MIX_1) & (2**64 - 1)
+    value = ((value ^ (value >> 27)) * _MIX_2) & (2**64 - 1)
+    return value ^ (value >> 31)
+
+
+def _splitmix64(x_N: Tensor) -> Tensor:
+    """`splitmix64` of an int64 tensor. torch shifts in the sign, hence the masks."""
+    x_N = x_N + _signed(_GOLDEN, 64)
+    x_N = (x_N ^ ((x_N >> 30) & (2**34 - 1))) * _signed(_MIX_1, 64)
+    x_N = (x_N ^ ((x_N >> 27) & (2**37 - 1))) * _signed(_MIX_2, 64)
+    return x_N ^ ((x_N >> 31) & (2**33 - 1))
+
+
+def stream_key(seed: int, stream: int) -> int:
+    """Key of one run's stream of noise (0: encoder or only stack, 1: decoder), as a signed 64-bit integer."""
+    return _signed(splitmix64(splitmix64(seed & (2**64 - 1)) ^ stream), 64)
+
+
+def token_keys(input_ids_BL: Tensor, layout: Layout, key: int, step: Tensor) -> Tensor:
+    """Key of each token's noise.
+
+    input_ids_BL: integer token ids.
+    key: of `stream_key`.
+    step: 0-d int64 tensor, the optimisation step; a tensor, so that a compiled graph need not know its value.
+    Returns int64 (B, L).
+    """
+    token_BL = _splitmix64(_splitmix64(input_ids_BL.to(torch.int64)) ^ layout.position_BL)
+    # A sum, because it does not depend on the order: no row, offset or neighbour can enter it.
+    example_BL = total_per_example(torch.where(layout.real_BL, token_BL, 0), layout.example_BL)
+    run = _splitmix64(step ^ key)
+    return _splitmix64(_splitmix64(example_BL ^ run) ^ layout.position_BL)
+
+
+def token_scales(layout: Layout, dim: int, alpha: float, *, padded_length: bool = False) -> Tensor:
+    """alpha / sqrt(L d) (arXiv 2310.05914, Algorithm 1) for each token, 0 on padding.
+
+    L is the length of the token's example, or with `padded_length` the width of its row. Returns float32 (B, L).
+    """
+    length_BL = torch.full_like(layout.length_BL, layout.length_BL.shape[-1]) if padded_length else layout.length_BL
+    # rsqrt, not a division: it gives the same bits in eager mode and in a compiled graph.
+    scale_BL = (length_BL.clamp(min=1) * dim).to(torch.float32).rsqrt() * alpha
+    return torch.where(layout.real_BL, scale_BL, 0.0)
+
+
+def channel_bits(keys_N: Tensor, channel_D: Tensor) -> Tensor:
+    """32 random bits for each channel of each token: int32 (N, D) from int64 (N,) keys and int32 (D,) channels."""
+    low_N = keys_N.to(torch.int32).unsqueeze(-1)
+    high_N = (keys_N >> 32).to(torch.int32).unsqueeze(-1)
+    bits_ND = channel_D ^ low_N
+    bits_ND *= _signed(_CHANNEL_1, 32)
+    shifted_ND = bits_ND >> 15
+    shifted_ND &= 2**17 - 1
+    bits_ND ^= shifted_ND
+    bits_ND ^= high_N
+    bits_ND *= _signed(_CHANNEL_2, 32)
+    return bits_ND
+
+
+def noise(keys_N: Tensor, scales_N: Tensor, dim: int, noise_type: NoiseType) -> Tensor:
+    """The noise itself: float32 (N, D) from int64 (N,) keys of `token_keys` and float32 (N,) `token_scales`."""
+    channel_D = torch.arange(dim, dtype=torch.int32, device=keys_N.device)
+    return _noise(keys_N, scales_N * noise_type.unit, channel_D, noise_type)
+
+
+def _noise(keys_N: Tensor, unit_scales_N: Tensor, channel_D: Tensor, noise_type: NoiseType) -> Tensor:
+    return noise_type.draw(channel_bits(keys_N, channel_D)).mul_(unit_scales_N.unsqueeze(-1))
+
+
+def add_noise(x_ND: Tensor, keys_N: Tensor, scales_N: Tensor, noise_type: NoiseType) -> Tensor:
+    """x + noise, added in float32 and rounded once to x's dtype; out of place and differentiable (a compiled graph's
+    form: one fused pass)."""
+    return (x_ND + noise(keys_N, scales_N, x_ND.shape[-1], noise_type)).to(x_ND.dtype)
+
+
+@torch.no_grad()
+def add_noise_(x_ND: Tensor, keys_N: Tensor, scales_N: Tensor, noise_type: NoiseType) -> Tensor:
+    """`add_noise` in place and out of autograd's sight (the gradient is the identity), chunk by chunk, so that the
+    scratch stays small. x_ND must be contiguous. Returns x_ND."""
+    dim = x_ND.shape[-1]
+    channel_D = torch.arange(dim, dtype=torch.int32, device=x_ND.device)
+    unit_scales_N = scales_N * noise_type.unit
+    elements = _CHUNK_PER_THREAD * torch.get_num_threads() if x_ND.device.type == "cpu" else _CHUNK_ON_ACCELERATOR
+    chunk = max(1, elements // dim)
+    for first in range(0, x_ND.shape[0], chunk):
+        rows = slice(first, first + chunk)
+        x_ND[rows] += _noise(keys_N[rows], unit_scales_N[rows], channel_D, noise_type)
+    return x_ND

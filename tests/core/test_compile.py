@@ -1,0 +1,79 @@
+"""torch.compile: one graph, compiled once, with the noise of eager mode."""
+
+import pytest
+import torch
+
+from neftune_plugins import NoiseConfig, install
+from neftune_plugins.manager import noise_types
+from tests.support.models import ToyModel, examples, padded
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def graphs() -> int:
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.parametrize("kind", ["uniform", "gaussian", "bernoulli"])
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_one_graph_for_all_steps_with_the_noise_and_gradients_of_eager_mode(backend, kind):
+    assert kind in noise_types()
+    ids, mask = padded(examples([5, 12, 8]))
+    torch.manual_seed(0)
+    model = ToyModel().train()
+    with install(model, NoiseConfig(alpha=5.0, type=kind)) as handle:
+        torch._dynamo.utils.counters.clear()
+        compiled = torch.compile(model, backend=backend, fullgraph=True)
+        for step in range(4):
+            seen = []
+            for module in (model, compiled):
+                handle.step = step
+                model.zero_grad()
+                module(input_ids=ids, attention_mask=mask).logsumexp(-1).sum().backward()
+                noise = (model.entered - torch.nn.functional.embedding(ids, model.embed_tokens.weight)).detach()
+                seen.append((noise, model.embed_tokens.weight.grad))
+            assert seen[0][0].any()
+            assert torch.equal(seen[0][0], seen[1][0])
+            torch.testing.assert_close(seen[0][1], seen[1][1])
+        assert graphs() == 1
+        assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_steps_that_are_counted_do_not_compile_again():
+    ids, mask = padded(examples([5, 12]))
+    model = ToyModel().train()
+    with install(model, NoiseConfig(alpha=5.0)) as handle:
+        torch._dynamo.utils.counters.clear()
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        compiled(input_ids=ids, attention_mask=mask).sum().backward()
+        first = graphs()
+        for _ in range(3):
+            compiled(input_ids=ids, attention_mask=mask).sum().backward()
+        assert handle.step == 3
+        assert graphs() == first
+
+
+def test_noise_comes_and_goes_in_a_model_that_was_compiled_before():
+    ids, mask = padded(examples([5, 12]))
+    model = ToyModel().train()
+    compiled = torch.compile(model, backend="eager")
+    clean = compiled(input_ids=ids, attention_mask=mask)
+    with install(model, NoiseConfig(alpha=5.0)):
+        assert not torch.equal(compiled(input_ids=ids, attention_mask=mask), clean)
+    assert torch.equal(compiled(input_ids=ids, attention_mask=mask), clean)
+
+
+def test_evaluation_of_a_compiled_model_is_clean():
+    ids, mask = padded(examples([5, 12]))
+    model = ToyModel().train()
+    clean = model(input_ids=ids, attention_mask=mask)
+    with install(model, NoiseConfig(alpha=5.0)):
+        compiled = torch.compile(model, backend="eager")
+        assert not torch.equal(compiled(input_ids=ids, attention_mask=mask), clean)
+        model.eval()
+        torch.testing.assert_close(compiled(input_ids=ids, attention_mask=mask), clean)

@@ -1,0 +1,52 @@
+"""docs/noise.md in plain Python integers, one token and one channel at a time; shares no code with the package."""
+
+import math
+import struct
+from statistics import NormalDist
+
+MASK_64 = 2**64 - 1
+MASK_32 = 2**32 - 1
+
+
+def mix(x: int) -> int:
+    z = (x + 0x9E3779B97F4A7C15) & MASK_64
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK_64
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK_64
+    return z ^ (z >> 31)
+
+
+def float32(x: float) -> float:
+    return struct.unpack("<f", struct.pack("<f", x))[0]
+
+
+def draw(kind: str, bits: int) -> float:
+    signed = bits - 2**32 if bits >= 2**31 else bits
+    k = signed >> 8
+    if kind == "uniform":
+        return k / 2**23
+    if kind == "gaussian":
+        return float32(NormalDist().inv_cdf(((k + 0.5) / 2**23 + 1) / 2))
+    assert kind == "bernoulli"
+    return -1.0 if signed < 0 else 1.0
+
+
+def noise(
+    ids: list[int], dim: int, *, alpha: float, seed: int, step: int, stream: int = 0, kind: str = "uniform"
+) -> list[list[float]]:
+    """The noise of one example: a list of `dim` float32 values for each of its tokens."""
+    example = sum(mix(mix(token) ^ position) for position, token in enumerate(ids)) & MASK_64
+    run = mix(mix(mix(seed) ^ stream) ^ step)
+    # Each operation rounded to float32, as the specification says.
+    scale = float32(float32(1 / float32(math.sqrt(float32(len(ids) * dim)))) * float32(alpha))
+    values = []
+    for position in range(len(ids)):
+        key = mix(mix(example ^ run) ^ position)
+        low, high = key & MASK_32, key >> 32
+        row = []
+        for channel in range(dim):
+            h = ((channel ^ low) * 0x7FEB352D) & MASK_32
+            h ^= h >> 15
+            h = ((h ^ high) * 0x846CA68B) & MASK_32
+            row.append(float32(draw(kind, h) * scale))
+        values.append(row)
+    return values
