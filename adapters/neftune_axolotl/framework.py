@@ -1,0 +1,1 @@
+"""Axolotl as the `neftune` command knows it; imports nothing of it."""

@@ -1,0 +1,55 @@
+"""The Axolotl plugin: the keys in Axolotl's schema, and the callback in its trainers."""
+
+import dataclasses
+from typing import Any
+
+from axolotl.integrations.base import BasePlugin
+from neftune_transformers import NEFTuneCallback
+from pydantic import BaseModel, Field, create_model, model_validator
+from transformers import TrainerCallback
+
+from neftune_plugins import NoiseConfig, enabled
+from neftune_plugins.config import key
+
+
+class _Checked(BaseModel):
+    @model_validator(mode="before")
+    @classmethod
+    def check_neftune_keys(cls, data: Any) -> Any:
+        """Check the keys as written: afterwards "5" would be 5.0, and a misspelt key would be gone."""
+        NoiseConfig.from_keys(data)
+        return data
+
+
+# Axolotl's own schema has neftune_noise_alpha; its field would win over ours.
+NEFTuneArgs = create_model(
+    "NEFTuneArgs",
+    __base__=_Checked,
+    __module__=__name__,
+    **{
+        key(field): (field.metadata["annotation"], Field(default=None, description=field.metadata["help"]))
+        for field in dataclasses.fields(NoiseConfig)
+        if field.name != "alpha"
+    },
+)
+
+
+class NEFTunePlugin(BasePlugin):  # type: ignore[misc]
+    """Takes over `neftune_noise_alpha` and its companion keys, in SFT and in the RL trainers.
+
+    Without the key, or with NEFTUNE_PLUGINS=0 in the environment, it does nothing.
+    """
+
+    def get_input_args(self) -> str | None:
+        return "neftune_axolotl.NEFTuneArgs" if enabled() else None
+
+    def get_training_args(self, cfg: Any) -> dict[str, Any] | None:
+        return None if _config(cfg) is None else {"neftune_noise_alpha": None}
+
+    def add_callbacks_pre_trainer(self, cfg: Any, model: Any) -> list[TrainerCallback]:
+        config = _config(cfg)
+        return [] if config is None else [NEFTuneCallback(**dataclasses.asdict(config))]
+
+
+def _config(cfg: Any) -> NoiseConfig | None:
+    return NoiseConfig.from_keys(cfg) if enabled() else None

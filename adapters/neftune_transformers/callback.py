@@ -1,0 +1,125 @@
+"""The Trainer callback."""
+
+import contextlib
+import functools
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from neftune_plugins import Handle, NoiseConfig, NoiseConfigError, enabled, install
+
+logger = logging.getLogger("neftune_plugins")
+
+
+class NEFTuneCallback(TrainerCallback):
+    """Noisy embeddings (arXiv 2310.05914) for `Trainer(callbacks=[NEFTuneCallback()])` and TRL's trainers.
+
+    alpha: `neftune_noise_alpha`. Left out, it is that of TrainingArguments; null in both places is no noise.
+    others: the further fields of `NoiseConfig`.
+
+    It takes the place of the Trainer's own hook, which is never on beside it. The noise follows the global step and,
+    unless a seed is given, `TrainingArguments.seed`: a resumed run draws what the uninterrupted one would have drawn.
+    When `train()` ends, however it ends, the model is as it was.
+
+    Raises NoiseConfigError for a value that cannot be used. With the environment variable NEFTUNE_PLUGINS=0 it does
+    nothing.
+    """
+
+    def __init__(self, alpha: float | None = None, **others: Any) -> None:
+        self._alpha = alpha
+        self._others = others
+        self._handle: Handle | None = None
+        if alpha is not None:
+            NoiseConfig(alpha=alpha, **others)  # a bad value is told here, not when the run begins
+        _let_callbacks_surround_training()
+
+    def config(self, args: TrainingArguments) -> NoiseConfig | None:
+        """The configuration for a run with these arguments; None for no noise."""
+        native = args.neftune_noise_alpha
+        if self._alpha is not None and native is not None and self._alpha != native:
+            raise NoiseConfigError(
+                f"neftune_noise_alpha: {native!r} in TrainingArguments, but {self._alpha!r} in NEFTuneCallback; give "
+                "it in one place"
+            )
+        alpha = native if self._alpha is None else self._alpha
+        if alpha is not None:
+            return NoiseConfig(alpha=alpha, **self._others)
+        if self._others:
+            raise NoiseConfigError(
+                f"NEFTuneCallback({', '.join(self._others)}) without neftune_noise_alpha has no effect; set "
+                "TrainingArguments(neftune_noise_alpha=5) or NEFTuneCallback(alpha=5)"
+            )
+        return None
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if enabled():
+            self.config(args)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        config = self.config(args) if enabled() else None
+        if config is None:
+            return
+        processing_class = kwargs.get("processing_class")
+        tokenizer = getattr(processing_class, "tokenizer", processing_class)
+        pad_token_id = getattr(tokenizer, "pad_token_id", None)
+        self._handle = install(kwargs["model"], config, seed=args.seed, pad_token_id=pad_token_id)
+        self._handle.step = state.global_step
+        if state.is_world_process_zero:
+            logger.info(
+                "neftune_noise_alpha=%g: noise by neftune-plugins in %s (%s); the native hook is off",
+                config.alpha,
+                ", ".join(self._handle.embeddings),
+                config,
+            )
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._handle is not None:
+            self._handle.step = state.global_step
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Take the noise out of the model, if it is in."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    @contextlib.contextmanager
+    def surrounding(self, trainer: Trainer) -> Iterator[None]:
+        """What `trainer.train()` runs in: the native hook off, ours gone at the end."""
+        native = trainer.neftune_noise_alpha
+        if enabled():
+            trainer.neftune_noise_alpha = None
+        try:
+            yield
+        finally:
+            trainer.neftune_noise_alpha = native
+            self.remove()
+
+
+def _let_callbacks_surround_training() -> None:
+    """Wrap `Trainer.train`, once: a Trainer fires no event when training raises, and puts its own hook in before the
+    first event. Trainers without a NEFTuneCallback are left as they are."""
+    if hasattr(Trainer.train, "_neftune_wrapped"):
+        return
+    train = Trainer.train
+
+    @functools.wraps(train)
+    def surrounded(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        with contextlib.ExitStack() as stack:
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, NEFTuneCallback):
+                    stack.enter_context(callback.surrounding(self))
+            return train(self, *args, **kwargs)
+
+    surrounded._neftune_wrapped = True  # type: ignore[attr-defined]
+    Trainer.train = surrounded

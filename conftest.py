@@ -1,0 +1,7 @@
+"""Options of the whole test suite."""
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--driver", help="framework that the conformance suite tests: transformers or axolotl")

@@ -1,0 +1,46 @@
+"""The framework under test: `pytest tests/conformance --driver axolotl`."""
+
+import importlib
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from tests.conformance.driver import Driver
+from tests.support.recorder import Run
+
+
+def make_driver(config: pytest.Config) -> Driver:
+    """The driver that the command line names, made once."""
+    if not hasattr(config, "_neftune_driver"):
+        torch.set_num_threads(1)  # sums over several threads differ from run to run
+        name = config.getoption("--driver")
+        if name is None:
+            raise pytest.UsageError("tests/conformance needs --driver transformers or --driver axolotl")
+        config._neftune_driver = importlib.import_module(f"tests.{name}.driver").make_driver()
+    return config._neftune_driver
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    for fixture, modes in (("mode", "modes"), ("sft_mode", "sft_modes"), ("native_mode", "native_modes")):
+        if fixture in metafunc.fixturenames:
+            metafunc.parametrize(fixture, getattr(make_driver(metafunc.config), modes))
+
+
+@pytest.fixture(scope="session")
+def driver(pytestconfig: pytest.Config) -> Driver:
+    return make_driver(pytestconfig)
+
+
+@pytest.fixture(scope="session")
+def run(driver: Driver, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+    """`run(mode, neftune_noise_alpha=5, stock=False)`: trains, or gives what the same call gave before."""
+    runs: dict[object, Run] = {}
+
+    def run(mode: str, *, stock: bool = False, **keys: object) -> Run:
+        case = (mode, stock, tuple(sorted(keys.items())))
+        if case not in runs:
+            runs[case] = driver.train(mode, keys, folder=tmp_path_factory.mktemp(mode), stock=stock)
+        return runs[case]
+
+    return run

@@ -1,0 +1,53 @@
+"""What the conformance suite needs of a framework."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from tests.support.recorder import AtStepEnd, Run
+
+
+class Driver(Protocol):
+    """Trains a tiny model with a framework's own entry function.
+
+    name: of the framework.
+    modes: names of the batch layouts and training methods that it has; every one is put through the suite.
+    sft_modes: those of `modes` that train on the same examples.
+    native_modes: those of `modes` in which the framework's own hook is on.
+    seed: of the runs.
+    pad_id: of the tokenizer.
+    weight: (V, D) input embedding of the model before training.
+    """
+
+    name: str
+    modes: tuple[str, ...]
+    sft_modes: tuple[str, ...]
+    native_modes: tuple[str, ...]
+    seed: int
+    pad_id: int
+    weight: Any
+
+    def train(
+        self,
+        mode: str,
+        keys: Mapping[str, Any],
+        *,
+        folder: Path,
+        stock: bool = False,
+        evaluate: bool = False,
+        at_step_end: AtStepEnd | None = None,
+        save: bool = False,
+    ) -> Run:
+        """A run of a few steps.
+
+        keys: `neftune_*` keys. stock: as if this package were not installed. evaluate: at every step. save: the
+        trained model into `run.saved`. Raises what the framework raises.
+        """
+        ...
+
+    def loads_model(self) -> Any:
+        """A context manager that gives a list; a name is added to it whenever the framework loads a model, or, where
+        that is the caller's affair, begins to train."""
+        ...

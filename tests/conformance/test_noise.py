@@ -1,0 +1,224 @@
+"""What "right" means, measured from outside in real training runs of the framework."""
+
+import copy
+import itertools
+import math
+import pickle
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests.support import specification
+from tests.support.bad_values import BAD_VALUES
+from tests.support.probe import Call, Example, find_causal_model, padding_noise, per_example, ratio
+from tests.support.recorder import Run
+
+ALPHA = 5.0
+
+
+def trained(run: Run) -> list[Call]:
+    """The forwards that are to be noised."""
+    return [call for call in run.calls if call.training and call.grad_enabled]
+
+
+def examples(calls: list[Call], pad_id: int) -> Iterator[tuple[Call, Example]]:
+    for call in calls:
+        for example in per_example(call, pad_id):
+            yield call, example
+
+
+def test_every_example_has_the_papers_magnitude(run, driver, mode):
+    calls = trained(run(mode, neftune_noise_alpha=ALPHA))
+    assert len(calls) >= 4
+    for _, example in examples(calls, driver.pad_id):
+        # Standard error of the root mean square of n uniform draws: sqrt(E x^4 / (E x^2)^2 - 1) / (2 sqrt n).
+        error = math.sqrt(9 / 5 - 1) / (2 * math.sqrt(example.noise.numel()))
+        assert abs(ratio(example, ALPHA) - 1) < 5 * error
+        length, dim = example.noise.shape
+        assert example.noise.abs().max() < 1.0001 * ALPHA / math.sqrt(length * dim)
+
+
+def test_noise_is_bit_for_bit_the_specified_one(run, driver, mode):
+    """Hence the same for an example in every batch order, batch size, padding, packing, and framework."""
+    checked = 0
+    for call, example in examples(trained(run(mode, neftune_noise_alpha=ALPHA)), driver.pad_id):
+        want = torch.tensor(
+            specification.noise(
+                example.ids.tolist(), example.noise.shape[1], alpha=ALPHA, seed=driver.seed, step=call.global_step
+            )
+        )
+        if call.global_step == 0:  # the embedding is still the one that the test knows
+            clean = torch.nn.functional.embedding(example.ids, driver.weight)
+            assert torch.equal(example.noise, (clean + want) - clean)
+            checked += 1
+        else:
+            torch.testing.assert_close(example.noise, want, rtol=0, atol=2e-7)
+    assert checked
+
+
+def test_padding_is_exactly_clean(run, driver, mode):
+    calls = trained(run(mode, neftune_noise_alpha=ALPHA))
+    assert calls
+    for call in calls:
+        assert not padding_noise(call, driver.pad_id).any()
+
+
+def test_other_forwards_are_exactly_clean(run, mode):
+    """References, KL and evaluation forwards."""
+    for call in run(mode, neftune_noise_alpha=ALPHA).calls:
+        if not (call.training and call.grad_enabled) and call.noise is not None:
+            assert not call.noise.any()
+
+
+def test_recomputed_activations_have_the_noise_of_the_forward(run, mode):
+    if "checkpointing" in mode:
+        assert any(call.recomputes for call in trained(run(mode, neftune_noise_alpha=ALPHA)))
+    for call in trained(run(mode, neftune_noise_alpha=ALPHA)):
+        for recomputed in call.recomputes:
+            assert torch.equal(recomputed, call.noise)
+
+
+def test_steps_have_different_noise(run, driver, mode):
+    by_ids: dict[tuple[int, ...], dict[int, torch.Tensor]] = {}
+    for call, example in examples(trained(run(mode, neftune_noise_alpha=ALPHA)), driver.pad_id):
+        by_ids.setdefault(tuple(example.ids.tolist()), {})[call.global_step] = example.noise
+    for at_step in by_ids.values():
+        noises = list(at_step.values())
+        for one, other in itertools.pairwise(noises):
+            assert (one - other).abs().max() > 0.1 * one.abs().max()
+
+
+def test_without_the_key_the_run_is_that_of_the_framework_alone(run, mode):
+    ours, stock = run(mode), run(mode, stock=True)
+    assert len(ours.losses) >= 4
+    assert ours.losses == stock.losses
+    assert ours.weights == stock.weights is not None
+    assert [step["rng"] for step in ours.steps] == [step["rng"] for step in stock.steps]
+    assert not [hook for step in ours.steps for hook in step["hooks"] if "neftune" in hook]
+
+
+def test_noise_leaves_the_random_state_and_the_data_order_alone(run, mode):
+    noisy, clean = run(mode, neftune_noise_alpha=ALPHA), run(mode)
+    assert [step["rng"] for step in noisy.steps] == [step["rng"] for step in clean.steps]
+    assert noisy.losses != clean.losses
+    for a, b in zip(noisy.calls, clean.calls, strict=True):
+        assert (a.input_ids is None) == (b.input_ids is None)
+        assert a.input_ids is None or torch.equal(a.input_ids, b.input_ids)
+
+
+def test_runs_repeat_bit_for_bit(driver, sft_mode, tmp_path):
+    # Side by side: TRL 0.19 changes the last bits of every run after the first in a process with it.
+    one, other = (driver.train(sft_mode, {"neftune_noise_alpha": ALPHA}, folder=tmp_path / name) for name in "ab")
+    assert one.losses == other.losses
+    assert one.weights == other.weights is not None
+
+
+def test_the_native_hook_is_never_beside_ours(run, mode):
+    noisy = run(mode, neftune_noise_alpha=ALPHA)
+    for step in noisy.steps:
+        neftune = [hook for hook in step["hooks"] if "neftune" in hook]
+        assert len(neftune) == 1
+        assert neftune[0].startswith("neftune_plugins.")
+    assert not [hook for hook in noisy.hooks_after if "neftune" in hook]
+
+
+def test_switched_off_the_native_hook_is_as_it_was(run, native_mode):
+    """And the probe tells native noise from ours: it is on padding, or of another length's magnitude."""
+    stock = run(native_mode, stock=True, neftune_noise_alpha=ALPHA)
+    for step in stock.steps:
+        assert [hook.rsplit(".", 1)[1] for hook in step["hooks"] if "neftune" in hook] == ["neftune_post_forward_hook"]
+    assert trained(stock)[0].noise.any()
+    assert not torch.equal(trained(stock)[0].noise, trained(run(native_mode, neftune_noise_alpha=ALPHA))[0].noise)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "bernoulli"])
+def test_noise_types(run, driver, sft_mode, kind):
+    calls = trained(run(sft_mode, neftune_noise_alpha=ALPHA, neftune_noise_type=kind))
+    fourth = {"gaussian": 3.0, "bernoulli": 1.0}[kind]
+    for _, example in examples(calls, driver.pad_id):
+        rms = ratio(example, ALPHA) / math.sqrt(3)  # over alpha / sqrt(L d)
+        assert abs(rms - 1) < 5 * math.sqrt(fourth - 1) / (2 * math.sqrt(example.noise.numel())) + 1e-4
+
+
+def test_native_magnitude_for_comparison(run, driver, sft_mode):
+    for call, example in examples(
+        trained(run(sft_mode, neftune_noise_alpha=ALPHA, neftune_noise_length="padded")), driver.pad_id
+    ):
+        length, width = len(example.ids), call.input_ids.shape[1]
+        error = math.sqrt(9 / 5 - 1) / (2 * math.sqrt(example.noise.numel()))
+        assert abs(ratio(example, ALPHA) * math.sqrt(width / length) - 1) < 5 * error
+        assert not padding_noise(call, driver.pad_id).any()
+
+
+def test_the_seed_can_be_given(run, driver, sft_mode):
+    call = trained(run(sft_mode, neftune_noise_alpha=ALPHA, neftune_noise_seed=2**63 + 1))[0]
+    example = per_example(call, driver.pad_id)[0]
+    want = specification.noise(example.ids.tolist(), example.noise.shape[1], alpha=ALPHA, seed=2**63 + 1, step=0)
+    torch.testing.assert_close(example.noise, torch.tensor(want), rtol=0, atol=2e-7)
+
+
+def test_evaluation_during_training_is_clean(driver, sft_mode, tmp_path):
+    noisy = driver.train(sft_mode, {"neftune_noise_alpha": ALPHA}, folder=tmp_path / "noisy", evaluate=True)
+    clean = driver.train(sft_mode, {}, folder=tmp_path / "clean", evaluate=True)
+    evaluation = [call for call in noisy.calls if not call.training]
+    assert len(evaluation) >= 4
+    assert not any(call.noise.any() for call in evaluation)
+    assert [step["rng"] for step in noisy.steps] == [step["rng"] for step in clean.steps]
+
+
+def test_generation_and_copies_inside_training_are_clean(driver, sft_mode, tmp_path):
+    embedded, clean = [], []
+
+    def at_step_end(model, step):
+        if step != 2:
+            return
+        ids = torch.arange(4, 12)[None]
+        model.train()
+        causal = find_causal_model(model)
+        use_cache, causal.config.use_cache = causal.config.use_cache, False
+        for module in causal.modules():  # hooks of others that cannot be pickled
+            for number, hook in list(module._forward_hooks.items()):
+                if "<locals>" in getattr(hook, "__qualname__", ""):
+                    del module._forward_hooks[number]
+        for copied in (copy.deepcopy(causal), pickle.loads(pickle.dumps(causal))):
+            embedding = copied.get_input_embeddings()
+            embedding.register_forward_hook(lambda module, args, output: embedded.append(output.detach()))
+            copied.train().model(input_ids=ids)  # the forward of the whole may be a patch that runs the original
+            clean.append(type(embedding).forward(embedding, ids).detach())
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False)
+        causal.config.use_cache = use_cache
+        model.train()
+
+    run = driver.train(sft_mode, {"neftune_noise_alpha": ALPHA}, folder=tmp_path, at_step_end=at_step_end)
+    assert len(embedded) == 2
+    assert all(torch.equal(*pair) for pair in zip(embedded, clean, strict=True))
+    generation = [call for call in run.calls if call.training and not call.grad_enabled]
+    assert len(generation) >= 3
+    assert not any(call.noise.any() for call in generation)
+
+
+def test_what_is_saved_holds_nothing_of_ours(driver, sft_mode, tmp_path):
+    noisy = driver.train(sft_mode, {"neftune_noise_alpha": ALPHA}, folder=tmp_path / "noisy", save=True)
+    clean = driver.train(sft_mode, {}, folder=tmp_path / "clean", save=True, stock=True)
+    names = {path.relative_to(noisy.saved) for path in noisy.saved.rglob("*") if path.is_file()}
+    assert names == {path.relative_to(clean.saved) for path in clean.saved.rglob("*") if path.is_file()}
+    weights = [name for name in names if name.suffix == ".safetensors"]
+    assert weights
+    from safetensors.torch import load_file
+
+    for name in weights:
+        assert load_file(noisy.saved / name).keys() == load_file(clean.saved / name).keys()
+    for name in names:
+        if name.suffix in {".bin", ".json", ".pt", ".pth", ".safetensors"}:
+            content = (noisy.saved / name).read_bytes()
+            for package in (b"neftune_plugins", b"neftune_transformers", b"neftune_axolotl"):
+                assert package not in content, name
+
+
+@pytest.mark.parametrize(("keys", "message"), BAD_VALUES, ids=[str(keys)[:60] for keys, _ in BAD_VALUES])
+def test_bad_values_stop_the_run_before_the_model_loads(driver, keys, message, tmp_path):
+    with driver.loads_model() as loaded, pytest.raises(Exception) as caught:  # noqa: PT011  (each framework has its own)
+        driver.train(driver.sft_modes[0], keys, folder=tmp_path)
+    assert message in str(caught.value)
+    assert loaded == []

@@ -1,0 +1,116 @@
+"""What a training run leaves behind, written down by a Trainer callback that shares no code with the project."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from tests.support.probe import Call, Probe, find_causal_model
+
+AtStepEnd = Callable[[nn.Module, int], None]
+
+
+@dataclass
+class Run:
+    """What a run left behind.
+
+    calls: every forward of the trained model, see `tests.support.probe.Call`; not those of a separate reference model.
+    steps: for each step its number, `rng` (hash of the global torch RNG state after it) and `hooks` (names of the
+        forward hooks on the input embedding).
+    logs: what the trainer logged. weights: hash of all weights after training; None if training did not end.
+    hooks_after: names of the hooks on the embedding when `trainer.train()` had returned; None if it did not.
+    output: log records ("LEVEL logger: message" lines) of a run in this process; stdout and stderr of a command line.
+    saved: the folder that the run saved in.
+    """
+
+    calls: list[Call] = field(default_factory=list)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    logs: list[dict[str, Any]] = field(default_factory=list)
+    weights: str | None = None
+    hooks_after: list[str] | None = None
+    output: str = ""
+    returncode: int = 0
+    seconds: float = 0.0
+    saved: Path = Path()
+
+    @property
+    def losses(self) -> list[float]:
+        """The logged training loss of each step, unrounded where the framework does not round."""
+        return [float(entry["loss"]) for entry in self.logs if "loss" in entry]
+
+
+class Recorder(TrainerCallback):
+    """Attaches the probe at the first step, so behind every hook that was there before; with `folder`, writes
+    record.json and probe.pt into it after each step. `at_step_end(model, step)` is called where given."""
+
+    def __init__(self, folder: Path | None = None, at_step_end: AtStepEnd | None = None) -> None:
+        self.folder = folder
+        self.at_step_end = at_step_end
+        self.probe = Probe()
+        self.attached = False
+        self.record: dict[str, Any] = {"steps": [], "logs": [], "weights": None, "hooks_after": None}
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, *, model: nn.Module, **_: Any) -> None:
+        if not self.attached:
+            self.probe.attach(model)
+            self.attached = True
+        self.probe.global_step = state.global_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, *, model: nn.Module, **_: Any) -> None:
+        rng = hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest()
+        self.record["steps"].append({"step": state.global_step, "rng": rng, "hooks": embedding_hooks(model)})
+        if self.at_step_end is not None:
+            self.at_step_end(model, state.global_step)
+        self.write()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        self.record["logs"].append({"step": state.global_step, **(logs or {})})
+
+    def on_train_end(self, args: Any, state: Any, control: Any, *, model: nn.Module, **_: Any) -> None:
+        self.record["weights"] = weights_hash(model)
+        self.probe.detach()
+        self.write()
+
+    def write(self) -> None:
+        if self.folder is not None:
+            self.probe.save(self.folder / "probe.pt")
+            (self.folder / "record.json").write_text(json.dumps(self.record, default=str))
+
+
+def read_run(folder: Path) -> Run:
+    """The run that a Recorder wrote into `folder`; an empty one if it wrote nothing."""
+    if not (folder / "record.json").exists():
+        return Run()
+    record = json.loads((folder / "record.json").read_text())
+    return Run(calls=Probe.load(folder / "probe.pt").calls, **record)
+
+
+def embedding_hooks(model: nn.Module) -> list[str]:
+    """Names of the forward hooks on the input embedding and on the modules in it (PEFT wraps it), in calling order."""
+    embedding = find_causal_model(model).get_input_embeddings()
+    return [_name(hook) for module in embedding.modules() for hook in module._forward_hooks.values()]
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 over the names and bytes of all parameters, to tell two trained models apart."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _name(hook: Any) -> str:
+    if isinstance(hook, functools.partial):
+        hook = hook.func
+    named = hook if hasattr(hook, "__qualname__") else type(hook)
+    return f"{named.__module__}.{named.__qualname__}"

@@ -1,0 +1,24 @@
+"""A few original questions and answers, from which the drivers make their datasets."""
+
+QUESTIONS = (
+    "What did you see?",
+    "Tell me about the harbour.",
+    "Why was the train late this morning?",
+    "Describe how bread is made, in your own words and without haste.",
+)
+SENTENCES = (
+    "The tide was out.",
+    "Two gulls argued over a crust.",
+    "A man in a green coat counted the boats twice.",
+    "The lamp on the pier had been lit all night for nobody.",
+    "Flour and water wait in the bowl until the yeast is awake.",
+    "Nobody had told the stationmaster that the bridge was open again.",
+)
+
+
+def question(i: int) -> str:
+    return QUESTIONS[i % len(QUESTIONS)]
+
+
+def answer(start: int, num_sentences: int) -> str:
+    return " ".join(SENTENCES[(start + i) % len(SENTENCES)] for i in range(num_sentences))

@@ -1,0 +1,172 @@
+"""Trains with Hugging Face Trainer and TRL, in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ.update({"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
+
+import pytest
+import torch
+from datasets import Dataset
+from neftune_transformers import NEFTuneCallback
+from neftune_transformers.tiny import make_tiny_model
+from peft import LoraConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+    Trainer,
+    TrainingArguments,
+)
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+from tests.support.recorder import AtStepEnd, Recorder, Run, embedding_hooks
+from tests.support.texts import answer, question
+
+STEPS = 5
+SFT_MODES = (
+    "trainer",
+    "trainer_left",
+    "trainer_batch1",
+    "trainer_accumulation",
+    "trainer_checkpointing",
+    "trainer_checkpointing_reentrant",
+    "sft",
+    "sft_packed",
+    "sft_lora",
+    "sft_lora_checkpointing",
+    "sft_lora_embedding",
+    "sft_saved_embedding",
+)
+DPO_MODES = ("dpo", "dpo_lora")
+
+LORA = {
+    "lora": LoraConfig(r=8, lora_alpha=16, lora_dropout=0.1, target_modules=["q_proj", "v_proj"]),
+    "lora_embedding": LoraConfig(r=8, lora_alpha=16, target_modules=["embed_tokens", "q_proj"]),
+    "saved_embedding": LoraConfig(r=8, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"]),
+}
+
+
+def make_driver() -> TransformersDriver:
+    return TransformersDriver(Path(tempfile.mkdtemp(prefix="neftune-")))
+
+
+class TransformersDriver:
+    """See `tests.conformance.driver.Driver`."""
+
+    name = "transformers"
+    modes = SFT_MODES + DPO_MODES
+    sft_modes = ("trainer", "sft_lora")
+    native_modes = modes
+    seed = 42
+
+    def __init__(self, folder: Path) -> None:
+        self.model = make_tiny_model(folder / "model")
+        self.tokenizer = AutoTokenizer.from_pretrained(self.model)
+        self.pad_id = self.tokenizer.pad_token_id
+        self.weight = AutoModelForCausalLM.from_pretrained(self.model).get_input_embeddings().weight.detach()
+
+    def trainer(
+        self,
+        mode: str,
+        keys: Mapping[str, Any],
+        folder: Path,
+        *,
+        callbacks: list[Any],
+        stock: bool = False,
+        **arguments: Any,
+    ) -> Trainer:
+        """A trainer of that mode; `neftune_noise_alpha` is given in its arguments, the other keys in our callback."""
+        others = {name.removeprefix("neftune_noise_"): value for name, value in keys.items()}
+        arguments |= {"neftune_noise_alpha": others.pop("alpha", None)}
+        if not stock:
+            callbacks = [NEFTuneCallback(**others), *callbacks]
+        arguments = {
+            "output_dir": str(folder / "out"),
+            "seed": self.seed,
+            "max_steps": STEPS,
+            "per_device_train_batch_size": 1 if mode == "trainer_batch1" else 4,
+            "gradient_accumulation_steps": 2 if mode == "trainer_accumulation" else 1,
+            "learning_rate": 1e-3,
+            "logging_steps": 1,
+            "logging_nan_inf_filter": False,
+            "report_to": "none",
+            "save_strategy": "no",
+            "use_cpu": True,
+            "disable_tqdm": True,
+            **arguments,
+        }
+        if "checkpointing" in mode:
+            arguments["gradient_checkpointing"] = True
+            arguments["gradient_checkpointing_kwargs"] = {"use_reentrant": mode.endswith("reentrant")}
+        tokenizer = AutoTokenizer.from_pretrained(
+            self.model, padding_side="left" if mode == "trainer_left" else "right"
+        )
+        torch.manual_seed(self.seed)
+        model = AutoModelForCausalLM.from_pretrained(self.model)
+        lora = LORA.get(mode.removeprefix("sft_").removeprefix("dpo_").removesuffix("_checkpointing"))
+        common = {"model": model, "processing_class": tokenizer, "callbacks": callbacks}
+        if mode in DPO_MODES:
+            rows = [
+                {"prompt": question(i), "chosen": answer(i, 1 + i % 4), "rejected": answer(i + 3, 1 + i // 4 % 3)}
+                for i in range(24)
+            ]
+            arguments |= {"max_length": 256}
+            config = DPOConfig(**arguments)
+            return DPOTrainer(**common, args=config, train_dataset=Dataset.from_list(rows), peft_config=lora)
+        texts = [f"{question(i)}\n{answer(i, 1 + i % 5)}" for i in range(48)]
+        if mode.startswith("sft"):
+            arguments |= {"max_length": 256, "packing": mode == "sft_packed", "dataset_num_proc": None}
+            data = Dataset.from_list([{"text": text} for text in texts])
+            return SFTTrainer(
+                **common,
+                args=SFTConfig(**arguments),
+                train_dataset=data,
+                eval_dataset=data.select(range(4)),
+                peft_config=lora,
+            )
+        rows = [tokenizer(text) for text in texts]
+        data = Dataset.from_list([{"input_ids": row["input_ids"]} for row in rows])
+        return Trainer(
+            **common,
+            args=TrainingArguments(**arguments),
+            train_dataset=data,
+            eval_dataset=data.select(range(4)),
+            data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+        )
+
+    def train(
+        self,
+        mode: str,
+        keys: Mapping[str, Any],
+        *,
+        folder: Path,
+        stock: bool = False,
+        evaluate: bool = False,
+        at_step_end: AtStepEnd | None = None,
+        save: bool = False,
+    ) -> Run:
+        recorder = Recorder(at_step_end=at_step_end)
+        arguments: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 1} if evaluate else {}
+        if save:
+            arguments |= {"save_strategy": "steps", "save_steps": 3}
+        trainer = self.trainer(mode, keys, folder, callbacks=[recorder], stock=stock, **arguments)
+        trainer.train()
+        if save:
+            trainer.save_model()
+        recorder.record["hooks_after"] = embedding_hooks(trainer.model)
+        return Run(calls=recorder.probe.calls, **recorder.record, saved=Path(trainer.args.output_dir))
+
+    @contextlib.contextmanager
+    def loads_model(self) -> Iterator[list[str]]:
+        """The caller loads the model of a Trainer: what must not happen is training."""
+        begun: list[str] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Trainer, "train", lambda self, *args, **kwargs: begun.append("train"))
+            yield begun

@@ -1,0 +1,203 @@
+"""The callback's own affairs: exceptions, resuming, repeated training, and its errors."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from neftune_transformers import NEFTuneCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from neftune_plugins import NoiseConfigError
+from tests.support.recorder import Recorder, embedding_hooks, weights_hash
+from tests.transformers.driver import TransformersDriver, make_driver
+
+KEYS = {"neftune_noise_alpha": 5.0}
+
+
+@pytest.fixture(scope="module")
+def driver() -> TransformersDriver:
+    torch.set_num_threads(1)
+    return make_driver()
+
+
+def native_and_ours(recorder: Recorder) -> list[str]:
+    """The packages that the NEFTune hooks of the first step came from."""
+    return [hook.split(".")[0] for hook in recorder.record["steps"][0]["hooks"] if "neftune" in hook]
+
+
+class Fail(TrainerCallback):
+    def __init__(self, error: type[BaseException]) -> None:
+        self.error = error
+
+    def on_step_end(self, args, state, control, **kwargs):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("mode", ["trainer", "sft_lora", "dpo_lora"])
+def test_nothing_is_left_after_an_exception(driver, mode, error, tmp_path):
+    trainer = driver.trainer(mode, KEYS, tmp_path, callbacks=[Fail(error)])
+    before = embedding_hooks(trainer.model)
+    with pytest.raises(error):
+        trainer.train()
+    left = [hook for module in trainer.model.modules() for hook in module._forward_hooks.values()]
+    left += [hook for module in trainer.model.modules() for hook in module._forward_pre_hooks.values()]
+    assert not [hook for hook in left if type(hook).__module__.startswith("neftune")]
+    assert [hook for hook in embedding_hooks(trainer.model) if "neftune" in hook] == []
+    assert len(before) <= len(embedding_hooks(trainer.model))
+    assert trainer.neftune_noise_alpha == 5.0  # as the user set it
+    trainer.callback_handler.callbacks = [c for c in trainer.callback_handler.callbacks if not isinstance(c, Fail)]
+    trainer.train()
+
+
+def test_a_second_train_is_like_the_first(driver, tmp_path):
+    """One hook, and the noise of a trainer that trains once."""
+    recorder = Recorder()
+    trainer = driver.trainer("trainer", KEYS, tmp_path, callbacks=[recorder])
+    initial = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    hashes = []
+    for _ in range(2):
+        trainer.model.load_state_dict(initial)
+        trainer.optimizer = trainer.lr_scheduler = None
+        trainer.train()
+        hashes.append(weights_hash(trainer.model))
+    assert hashes[0] == hashes[1]
+    assert all(sum("neftune" in hook for hook in step["hooks"]) == 1 for step in recorder.record["steps"])
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(driver, tmp_path):
+    def train(folder: Path, **arguments):
+        recorder = Recorder()
+        trainer = driver.trainer(
+            "sft_lora", KEYS, folder, callbacks=[recorder], save_strategy="steps", save_steps=2, **arguments
+        )
+        return trainer, recorder
+
+    whole, _ = train(tmp_path / "whole")
+    whole.train()
+    resumed, recorder = train(tmp_path / "resumed")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "out" / "checkpoint-2"))
+    assert recorder.probe.calls[0].global_step == 2
+    assert weights_hash(resumed.model) == weights_hash(whole.model)
+
+
+KILLED = """
+    import os, signal, sys
+    import torch
+    from pathlib import Path
+    from transformers import TrainerCallback
+    from tests.support.recorder import weights_hash
+    from tests.transformers.driver import TransformersDriver
+
+    torch.set_num_threads(1)
+    folder, what = Path(sys.argv[1]), sys.argv[2]
+
+    class Kill(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if what == "kill" and state.global_step == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    driver = TransformersDriver(folder)
+    trainer = driver.trainer(
+        "sft_lora", {"neftune_noise_alpha": 5.0}, folder / ("whole" if what == "whole" else "killed"),
+        callbacks=[Kill()], save_strategy="steps", save_steps=2,
+    )
+    trainer.train(resume_from_checkpoint=what == "resume")
+    print("WEIGHTS", weights_hash(trainer.model))
+"""
+
+
+def test_a_killed_run_is_resumed_to_the_same_weights(tmp_path):
+    """SIGKILL between two checkpoints, dropout on, in processes of their own."""
+
+    def process(what: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path), what],
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    whole = process("whole")
+    assert whole.returncode == 0, whole.stderr
+    assert process("kill").returncode == -signal.SIGKILL
+    resumed = process("resume")
+    assert resumed.returncode == 0, resumed.stderr
+    weights = [next(line for line in p.stdout.splitlines() if "WEIGHTS" in line) for p in (whole, resumed)]
+    assert weights[0] == weights[1]
+
+
+def test_alpha_can_be_given_to_the_callback_alone(driver, tmp_path):
+    recorder = Recorder()
+    trainer = driver.trainer("trainer", {}, tmp_path, callbacks=[NEFTuneCallback(alpha=5.0), recorder], stock=True)
+    trainer.train()
+    assert recorder.probe.calls[0].noise.any()
+
+
+@pytest.mark.parametrize("value", [-1, 0, float("nan"), True, "abc", {"a": 1}])
+def test_a_bad_value_is_told_when_the_callback_is_made(value):
+    with pytest.raises(NoiseConfigError, match="neftune_noise_alpha"):
+        NEFTuneCallback(alpha=value)
+
+
+def test_two_alphas_are_one_too_many(driver, tmp_path):
+    with pytest.raises(
+        NoiseConfigError, match=r"neftune_noise_alpha: 5\.0 in TrainingArguments, but 7 in NEFTuneCallb"
+    ):
+        driver.trainer("trainer", KEYS, tmp_path, callbacks=[NEFTuneCallback(alpha=7)], stock=True)
+
+
+def test_companions_without_alpha_are_an_error(driver, tmp_path):
+    with pytest.raises(NoiseConfigError, match=r"NEFTuneCallback\(type\) without neftune_noise_alpha has no effect"):
+        driver.trainer("trainer", {}, tmp_path, callbacks=[NEFTuneCallback(type="gaussian")], stock=True)
+
+
+def test_trainers_without_the_callback_keep_the_native_hook(driver, tmp_path):
+    NEFTuneCallback()
+    recorder = Recorder()
+    driver.trainer("trainer", KEYS, tmp_path, callbacks=[recorder], stock=True).train()
+    assert native_and_ours(recorder) == ["transformers"]
+
+
+def test_the_switch_in_the_environment_leaves_the_native_hook(driver, tmp_path, monkeypatch):
+    monkeypatch.setenv("NEFTUNE_PLUGINS", "0")
+    recorder = Recorder()
+    driver.trainer("trainer", KEYS, tmp_path, callbacks=[recorder]).train()
+    assert native_and_ours(recorder) == ["transformers"]
+
+
+def test_a_compiled_run_has_the_noise_of_an_eager_one(driver, tmp_path):
+    noises = []
+    for compiled in (False, True):
+        recorder = Recorder()
+        driver.trainer(
+            "trainer", KEYS, tmp_path, callbacks=[recorder], torch_compile=compiled, torch_compile_backend="eager"
+        ).train()
+        noises.append([call.noise for call in recorder.probe.calls if call.training])
+    assert len(noises[0]) == len(noises[1]) > 0
+    assert torch.equal(noises[0][0], noises[1][0])
+    torch.compiler.reset()
+
+
+def test_bf16_autocast(driver, tmp_path):
+    recorder = Recorder()
+    driver.trainer("trainer", KEYS, tmp_path, callbacks=[recorder], bf16=True).train()
+    full = Recorder()
+    driver.trainer("trainer", KEYS, tmp_path, callbacks=[full]).train()
+    assert torch.equal(recorder.probe.calls[0].noise, full.probe.calls[0].noise)
+
+
+def test_the_class_is_accepted_where_an_instance_is(driver, tmp_path):
+    recorder = Recorder()
+    driver.trainer("trainer", KEYS, tmp_path, callbacks=[NEFTuneCallback, recorder], stock=True).train()
+    assert native_and_ours(recorder) == ["neftune_plugins"]
+
+
+def test_trainer_and_arguments_are_transformers_own():
+    assert Trainer.train.__wrapped__.__module__ == "transformers.trainer"
+    assert TrainingArguments.__module__ == "transformers.training_args"
