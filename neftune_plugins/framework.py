@@ -3,25 +3,24 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True)
-class DemoRun:
-    """A framework's configuration for the demo.
+class DemoOptions:
+    """What `neftune demo` was asked for.
 
-    path: of the file that `config` was written to.
-    key_line: the one line of it that switches the noise on.
-    command: the framework's own command line that trains with it.
-    model: folder that the trained model is saved in.
+    folder: to work in.
+    model: folder of a model to train, or None for SmolLM2-135M-Instruct.
+    tiny: train a model made on the spot instead.
     alpha: of the noise.
+    steps: of training; None for one pass over the data.
     """
 
-    path: Path
-    key_line: str
-    command: list[str]
-    model: Path
-    alpha: float
+    folder: Path
+    model: Path | None = None
+    tiny: bool = False
+    alpha: float = 5.0
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -30,12 +29,9 @@ class Framework:
 
     name: as in `neftune demo --framework NAME` and in the extra `neftune-plugins[NAME]`.
     distribution: the Python distribution that provides it.
-    supported: version specifier (PEP 440) of the releases that the adapter is tested with.
-    demo: (model folder, training rows in Alpaca's JSON lines, work folder, settings) -> DemoRun; writes the
-        configuration.
+    demo: trains a model with one key and reports what the noise did; imports the framework when called.
     """
 
     name: str
     distribution: str
-    supported: str
-    demo: Callable[[Path, Path, Path, dict[str, Any]], DemoRun] | None = None
+    demo: Callable[[DemoOptions], None]

@@ -8,6 +8,7 @@ from neftune_plugins import builtin, hookspecs
 from neftune_plugins.framework import Framework
 from neftune_plugins.layout import LayoutReader
 from neftune_plugins.noise import NoiseType
+from neftune_plugins.report import from_environment
 
 ENTRY_POINT_GROUP = "neftune_plugins"
 
@@ -21,6 +22,9 @@ def plugin_manager() -> pluggy.PluginManager:
     manager = pluggy.PluginManager(ENTRY_POINT_GROUP)
     manager.add_hookspecs(hookspecs)
     manager.register(builtin)
+    report = from_environment()
+    if report is not None:
+        manager.register(report)
     manager.load_setuptools_entrypoints(ENTRY_POINT_GROUP)
     manager.check_pending()
     return manager

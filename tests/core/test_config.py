@@ -14,6 +14,11 @@ def test_bad_values_name_key_value_and_remedy(keys, message):
         NoiseConfig.from_keys({"learning_rate": 1.0, **keys})
 
 
+def test_a_misspelt_type_is_told_its_neighbour():
+    with pytest.raises(NoiseConfigError, match=r"did you mean gaussian\?"):
+        NoiseConfig(alpha=5, type="gausian")
+
+
 def test_keys_that_are_not_ours_are_left_alone():
     assert NoiseConfig.from_keys({"noise": 5, "seed": "x", "alpha": -1}) is None
 

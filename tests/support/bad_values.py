@@ -15,7 +15,7 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
     ({"neftune_noise_alpha": 10**400}, "neftune_noise_alpha: "),
     (
         {"neftune_noise_alpha": 5, "neftune_noise_type": "gausian"},
-        "neftune_noise_type: 'gausian' must be one of: uniform, gaussian, bernoulli; did you mean gaussian?",
+        "neftune_noise_type: 'gausian' must be one of: uniform, gaussian, bernoulli",
     ),
     (
         {"neftune_noise_alpha": 5, "neftune_noise_length": "packed"},

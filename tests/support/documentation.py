@@ -1,0 +1,70 @@
+"""The documentation as data: its files, links, snippets, and the parts that are generated.
+
+python -m tests.support.documentation      # writes the generated parts
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+
+from neftune_plugins import NoiseConfig, NoiseConfigError
+from neftune_plugins.config import key
+from tests.support.bad_values import BAD_KEYS, BAD_VALUES
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SNIPPET = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def snippets(page: Path, language: str) -> list[str]:
+    """The code blocks of a page in one language."""
+    return [code for found, code in SNIPPET.findall(page.read_text()) if found == language]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub and mkdocs give a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", SNIPPET.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def keys_table() -> str:
+    lines = ["| key | default | meaning |", "|---|---|---|"]
+    for field in dataclasses.fields(NoiseConfig):
+        default = field.default
+        if default is dataclasses.MISSING or default is None:
+            shown = "null = off" if field.name == "alpha" else "the run's seed"
+        else:
+            shown = f"`{default}`"
+        lines.append(f"| `{key(field)}` | {shown} | {field.metadata['help']} |")
+    return "\n".join(lines)
+
+
+def errors_table() -> str:
+    lines = ["| keys | error |", "|---|---|"]
+    for keys, _ in [*BAD_VALUES, *BAD_KEYS]:
+        if len(str(keys)) > 200:
+            continue
+        try:
+            NoiseConfig.from_keys(keys)
+        except NoiseConfigError as error:
+            shown = ", ".join(f"`{name}: {value}`" for name, value in keys.items())
+            lines.append(f"| {shown} | {error} |")
+    return "\n".join(lines)
+
+
+GENERATED = {ROOT / "docs" / "keys.md": {"keys": keys_table, "errors": errors_table}}
+
+
+def regenerated(page: Path) -> str:
+    """The page with its generated parts made anew."""
+    text = page.read_text()
+    for name, make in GENERATED[page].items():
+        begin, end = f"<!-- generated: {name} -->\n", "<!-- end -->"
+        before, rest = text.split(begin, 1)
+        text = before + begin + make() + "\n" + end + rest.split(end, 1)[1]
+    return text
+
+
+if __name__ == "__main__":
+    for path in GENERATED:
+        path.write_text(regenerated(path))
