@@ -338,8 +338,9 @@ def _decoder(model: nn.Module) -> nn.Module | None:
     """The decoder of an encoder-decoder model."""
     for module in model.modules():
         config = getattr(module, "config", None)
-        if getattr(config, "is_encoder_decoder", False) and hasattr(module, "get_decoder"):
-            decoder = module.get_decoder()
+        get_decoder: Any = getattr(module, "get_decoder", None)
+        if getattr(config, "is_encoder_decoder", False) and get_decoder is not None:
+            decoder = get_decoder()
             return decoder if isinstance(decoder, nn.Module) and decoder is not module else None
     return None
 

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from axolotl.integrations.base import BasePlugin
+from axolotl.utils.logging import get_logger
 from neftune_transformers import NEFTuneCallback
 from pydantic import BaseModel, Field, create_model, model_validator
 from transformers import TrainerCallback
@@ -22,16 +23,12 @@ class _Checked(BaseModel):
 
 
 # Axolotl's own schema has neftune_noise_alpha; its field would win over ours.
-NEFTuneArgs = create_model(
-    "NEFTuneArgs",
-    __base__=_Checked,
-    __module__=__name__,
-    **{
-        key(field): (field.metadata["annotation"], Field(default=None, description=field.metadata["help"]))
-        for field in dataclasses.fields(NoiseConfig)
-        if field.name != "alpha"
-    },
-)
+_FIELDS: dict[str, Any] = {
+    key(field): (field.metadata["annotation"], Field(default=None, description=field.metadata["help"]))
+    for field in dataclasses.fields(NoiseConfig)
+    if field.name != "alpha"
+}
+NEFTuneArgs = create_model("NEFTuneArgs", __base__=_Checked, __module__=__name__, **_FIELDS)
 
 
 class NEFTunePlugin(BasePlugin):  # type: ignore[misc]
@@ -48,7 +45,11 @@ class NEFTunePlugin(BasePlugin):  # type: ignore[misc]
 
     def add_callbacks_pre_trainer(self, cfg: Any, model: Any) -> list[TrainerCallback]:
         config = _config(cfg)
-        return [] if config is None else [NEFTuneCallback(**dataclasses.asdict(config))]
+        if config is None:
+            return []
+        callback = NEFTuneCallback(**dataclasses.asdict(config))
+        callback.logger = get_logger("axolotl.neftune")  # Axolotl shows what its own loggers are told, and no others'
+        return [callback]
 
 
 def _config(cfg: Any) -> NoiseConfig | None:

@@ -10,8 +10,6 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from neftune_plugins import Handle, NoiseConfig, NoiseConfigError, enabled, install
 
-logger = logging.getLogger("neftune_plugins")
-
 
 class NEFTuneCallback(TrainerCallback):
     """Noisy embeddings (arXiv 2310.05914) for `Trainer(callbacks=[NEFTuneCallback()])` and TRL's trainers.
@@ -23,9 +21,11 @@ class NEFTuneCallback(TrainerCallback):
     unless a seed is given, `TrainingArguments.seed`: a resumed run draws what the uninterrupted one would have drawn.
     When `train()` ends, however it ends, the model is as it was.
 
-    Raises NoiseConfigError for a value that cannot be used. With the environment variable NEFTUNE_PLUGINS=0 it does
-    nothing.
+    `logger` is told when the key is taken over. With the environment variable NEFTUNE_PLUGINS=0 the callback does
+    nothing. Raises NoiseConfigError for a value that cannot be used.
     """
+
+    logger: logging.Logger | logging.LoggerAdapter[logging.Logger] = logging.getLogger("neftune_plugins")
 
     def __init__(self, alpha: float | None = None, **others: Any) -> None:
         self._alpha = alpha
@@ -69,8 +69,8 @@ class NEFTuneCallback(TrainerCallback):
         self._handle = install(kwargs["model"], config, seed=args.seed, pad_token_id=pad_token_id)
         self._handle.step = state.global_step
         if state.is_world_process_zero:
-            logger.info(
-                "neftune_noise_alpha=%g: noise by neftune-plugins in %s (%s); the native hook is off",
+            self.logger.info(
+                "neftune_noise_alpha: %g is taken over by neftune-plugins, the native hook is off; noise in %s, %s",
                 config.alpha,
                 ", ".join(self._handle.embeddings),
                 config,
@@ -122,4 +122,4 @@ def _let_callbacks_surround_training() -> None:
             return train(self, *args, **kwargs)
 
     surrounded._neftune_wrapped = True  # type: ignore[attr-defined]
-    Trainer.train = surrounded
+    Trainer.train = surrounded  # type: ignore[method-assign]

@@ -6,6 +6,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import torch
@@ -57,7 +58,7 @@ def _convert(source: Path, target: Path) -> None:
     """Write the weights in float32, unquantised, as transformers saves models."""
     print("Converting the weights", flush=True)
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=WEIGHTS)
-    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=WEIGHTS, torch_dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=WEIGHTS, torch_dtype=torch.float32)
     # The weights are plain numbers now; transformers 5 would still take them for quantised, and refuse to save them.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

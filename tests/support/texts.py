@@ -4,15 +4,15 @@ QUESTIONS = (
     "What did you see?",
     "Tell me about the harbour.",
     "Why was the train late this morning?",
-    "Describe how bread is made, in your own words and without haste.",
+    "Describe how bread is made.",
 )
 SENTENCES = (
     "The tide was out.",
     "Two gulls argued over a crust.",
     "A man in a green coat counted the boats twice.",
-    "The lamp on the pier had been lit all night for nobody.",
-    "Flour and water wait in the bowl until the yeast is awake.",
-    "Nobody had told the stationmaster that the bridge was open again.",
+    "The lamp on the pier burned all night.",
+    "Flour and water wait until the yeast is awake.",
+    "Nobody knew that the bridge was open again.",
 )
 
 

@@ -1,0 +1,97 @@
+"""Axolotl for the conformance suite."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from neftune_transformers.tiny import make_tiny_model
+from packaging.version import Version
+from safetensors.torch import load_file
+
+from tests.axolotl.configs import MODES, base_config
+from tests.axolotl.runs import run_axolotl
+from tests.support.recorder import AtStepEnd, Run
+
+RL_MODES = ("dpo", "dpo_lora", "orpo", "kto")
+
+# Releases that do not find plugins by their entry points.
+NEEDS_PLUGINS_KEY = Version(version("axolotl")) < Version("0.21")
+OUR_PLUGIN = "neftune_axolotl.NEFTunePlugin"
+
+
+def make_driver() -> AxolotlDriver:
+    return AxolotlDriver(Path(tempfile.mkdtemp(prefix="neftune-")))
+
+
+def with_plugin(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration as a user of this package writes it."""
+    return config | {"plugins": [OUR_PLUGIN]} if NEEDS_PLUGINS_KEY else config
+
+
+@contextlib.contextmanager
+def without_entry_point() -> Iterator[None]:
+    """Axolotl as if this package were not installed."""
+    if NEEDS_PLUGINS_KEY:
+        yield
+        return
+    from axolotl.integrations import base
+
+    with pytest.MonkeyPatch.context() as patch:
+        others = tuple(name for name in base.get_builtin_plugins() if name != OUR_PLUGIN)
+        patch.setattr(base, "get_builtin_plugins", lambda: others)
+        yield
+
+
+class AxolotlDriver:
+    """See `tests.conformance.driver.Driver`."""
+
+    name = "axolotl"
+    modes = MODES
+    sft_modes = ("sft", "lora")
+    native_modes = tuple(mode for mode in MODES if mode not in RL_MODES)
+    seed = 42
+    pad_id = 0
+
+    def __init__(self, folder: Path) -> None:
+        self.model = make_tiny_model(folder / "model")
+        self.weight = load_file(self.model / "model.safetensors")["model.embed_tokens.weight"]
+
+    def train(
+        self,
+        mode: str,
+        keys: Mapping[str, Any],
+        *,
+        folder: Path,
+        stock: bool = False,
+        evaluate: bool = False,
+        at_step_end: AtStepEnd | None = None,
+        save: bool = False,
+    ) -> Run:
+        from tests.axolotl import probe_plugin
+
+        config = base_config(self.model, mode) | dict(keys)
+        if evaluate:
+            config |= {"val_set_size": 0.1, "eval_strategy": "steps", "eval_steps": 1}
+        if save:
+            config |= {"save_strategy": "steps", "save_steps": 3}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(probe_plugin, "at_step_end", at_step_end)
+            with without_entry_point() if stock else contextlib.nullcontext():
+                run = run_axolotl(config if stock else with_plugin(config), folder)
+        run.saved = folder / "out"
+        return run
+
+    @contextlib.contextmanager
+    def loads_model(self) -> Iterator[list[str]]:
+        from axolotl.loaders.model import ModelLoader
+
+        loaded: list[str] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ModelLoader, "load", lambda self: loaded.append(str(self)))
+            yield loaded

@@ -1,0 +1,178 @@
+"""The plugin in Axolotl: its command line, its schema, the configurations that we show, and the demo."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.axolotl.configs import base_config
+from tests.axolotl.driver import NEEDS_PLUGINS_KEY, OUR_PLUGIN, make_driver, with_plugin, without_entry_point
+from tests.axolotl.runs import axolotl_cli, run_axolotl
+from tests.support.bad_values import BAD_KEYS
+from tests.support.probe import per_example, ratio
+from tests.support.recorder import Run
+
+ROOT = Path(__file__).parents[2]
+KEYS = {"neftune_noise_alpha": 5}
+
+
+@pytest.fixture(scope="module")
+def driver():
+    torch.set_num_threads(1)
+    return make_driver()
+
+
+def neftune_hooks(run: Run) -> list[str]:
+    return [hook for hook in run.steps[0]["hooks"] if "neftune" in hook]
+
+
+def test_the_command_line_with_one_key(driver, tmp_path):
+    run = axolotl_cli(with_plugin(base_config(driver.model, "sft") | KEYS), tmp_path)
+    assert run.returncode == 0, run.output
+    assert "neftune_noise_alpha: 5 is taken over by neftune-plugins, the native hook is off" in run.output
+    examples = [example for call in run.calls for example in per_example(call, driver.pad_id)]
+    assert len(examples) == 20
+    assert all(abs(ratio(example, 5) - 1) < 0.05 for example in examples)
+    assert neftune_hooks(run) == ["neftune_plugins.injection._EmbeddingHook"]
+
+
+def test_the_command_line_with_a_bad_value_fails_before_the_model_loads(driver, tmp_path):
+    run = axolotl_cli(with_plugin(base_config(driver.model, "sft") | {"neftune_noise_alpha": -1}), tmp_path)
+    assert run.returncode != 0
+    assert "neftune_noise_alpha: -1 must be finite and above 0" in run.output
+    assert "Loading model" not in run.output
+    assert run.calls == []
+
+
+def test_switched_off_axolotl_is_as_it_comes(driver, tmp_path, monkeypatch):
+    monkeypatch.setenv("NEFTUNE_PLUGINS", "0")
+    run = run_axolotl(with_plugin(base_config(driver.model, "sft") | KEYS), tmp_path / "off")
+    with without_entry_point():
+        stock = run_axolotl(base_config(driver.model, "sft") | KEYS, tmp_path / "stock")
+    assert [hook.rsplit(".", 1)[1] for hook in neftune_hooks(run)] == ["neftune_post_forward_hook"]
+    assert run.losses == stock.losses
+    assert run.weights == stock.weights
+
+
+@pytest.mark.skipif(NEEDS_PLUGINS_KEY, reason="this release has no entry points, and needs the plugins key")
+def test_found_twice_it_is_one_plugin(driver, tmp_path):
+    run = run_axolotl(base_config(driver.model, "sft") | KEYS | {"plugins": [OUR_PLUGIN]}, tmp_path)
+    assert len(neftune_hooks(run)) == 1
+
+
+def test_null_is_off(driver, tmp_path):
+    run = run_axolotl(with_plugin(base_config(driver.model, "sft") | {"neftune_noise_alpha": None}), tmp_path)
+    assert neftune_hooks(run) == []
+
+
+def test_axolotls_older_name_of_the_key_is_taken_over_too(driver, tmp_path):
+    run = run_axolotl(with_plugin(base_config(driver.model, "sft") | {"noisy_embedding_alpha": 5}), tmp_path)
+    assert neftune_hooks(run) == ["neftune_plugins.injection._EmbeddingHook"]
+
+
+@pytest.mark.parametrize(("keys", "message"), BAD_KEYS, ids=[str(keys)[:60] for keys, _ in BAD_KEYS])
+def test_misspelt_keys_stop_the_run_before_the_model_loads(driver, keys, message, tmp_path):
+    with driver.loads_model() as loaded, pytest.raises(ValueError, match=re.escape(message)):
+        driver.train("sft", keys, folder=tmp_path)
+    assert loaded == []
+
+
+EXAMPLES = sorted((ROOT / "example_configs" / "axolotl").glob("*.yml"))
+
+
+def example_config(path: Path, model: Path) -> dict:
+    """The example on a tiny model, with its data found from anywhere."""
+    config = yaml.safe_load(path.read_text())
+    for dataset in config["datasets"]:
+        dataset["path"] = str(ROOT / dataset["path"])
+        assert Path(dataset["path"]).exists()
+    return with_plugin(config | {"base_model": str(model)})
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_pass_axolotls_validation(driver, path):
+    from axolotl.integrations.base import PluginManager
+    from axolotl.utils.config import validate_config
+    from axolotl.utils.dict import DictDefault
+
+    config = example_config(path, driver.model)
+    manager = PluginManager.get_instance()
+    manager.register(OUR_PLUGIN)
+    config["plugins"] = [OUR_PLUGIN]
+    gpu = {"bf16": True, "tf32": True, "fp8": False, "n_gpu": 1, "compute_capability": "sm_90", "n_node": 1}
+    validated = validate_config(DictDefault(config), capabilities=gpu, env_capabilities={"torch_version": "2.13.0"})
+    assert validated.neftune_noise_alpha == 5
+    manager.plugins.clear()
+
+
+@pytest.mark.parametrize("path", [path for path in EXAMPLES if path.stem != "qlora"], ids=lambda path: path.stem)
+def test_examples_train_with_noise(driver, path, tmp_path):
+    config = example_config(path, driver.model)
+    fast = {"max_steps": 2, "dataset_num_proc": 1, "dataset_prepared_path": str(driver.model.parent / "prepared")}
+    run = run_axolotl(config | fast | {"output_dir": str(tmp_path / "out")}, tmp_path)
+    trained = [call for call in run.calls if call.training and call.grad_enabled]
+    assert len(trained) == 2
+    for call in trained:
+        for example in per_example(call, driver.pad_id):
+            assert abs(ratio(example, 5) - 1) < 0.1
+    assert all(not call.noise.any() for call in run.calls if not (call.training and call.grad_enabled))
+
+
+def neftune(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(Path(sys.executable).with_name("neftune")), *arguments],
+        cwd=cwd,
+        env={**os.environ, "AXOLOTL_DO_NOT_TRACK": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_demo_trains_and_reports(tmp_path):
+    result = neftune("demo", "--tiny", "--steps", "4", cwd=tmp_path)
+    assert result.returncode == 0, result.stdout
+    folder = tmp_path / "neftune-demo"
+    assert "The one line that makes it NEFTune: neftune_noise_alpha: 5\n" in result.stdout
+    assert (folder / "axolotl.yml").read_text().count("neftune_noise_alpha") == 1
+    report = result.stdout.split("\nneftune_noise_alpha: 5, trained for")[1]
+    assert "16 in 4 steps" in report
+    mean = float(re.search(r"mean ([\d.]+)", report)[1])
+    assert abs(mean - 1) < 0.01
+    assert re.search(r"noise on padding +0\n", report)
+    losses = re.search(r"([\d.]+) before, ([\d.]+) after", report)
+    assert float(losses[2]) < float(losses[1])
+    record = [json.loads(line) for line in (folder / "noise.jsonl").read_text().splitlines()]
+    assert len(record) == 16
+    assert (folder / "trained" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--alpha", "-1", "--tiny"], "neftune: neftune_noise_alpha: -1.0 must be finite and above 0"),
+        (["--model", "nowhere"], "there is no config.json in it; give a model's folder"),
+        (["--framework", "axolotll"], "neftune: --framework axolotll: there is no such adapter; there are: axolotl"),
+    ],
+)
+def test_the_demo_says_what_is_wrong(arguments, message, tmp_path):
+    result = neftune("demo", *arguments, cwd=tmp_path)
+    assert result.returncode == 1
+    assert message in result.stdout
+
+
+def test_the_demo_without_a_network_names_the_ways_out(tmp_path):
+    """An index that does not answer, and an empty cache."""
+    unreachable = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0", "PIP_FIND_LINKS": ""}
+    unreachable |= {"PIP_EXTRA_INDEX_URL": "", "PIP_CONFIG_FILE": os.devnull, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    result = neftune("demo", cwd=tmp_path, **unreachable)
+    assert result.returncode == 1
+    assert "train a model that you have with --model PATH, or one made on the spot with --tiny" in result.stdout
+    assert list((tmp_path / "cache" / "neftune-plugins").iterdir()) == []

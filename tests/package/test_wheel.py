@@ -1,0 +1,84 @@
+"""A wheel built from a clean clone, in an empty environment."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+UV = str(Path(sys.executable).with_name("uv"))
+PACKAGES = ["neftune_plugins", "neftune_transformers", "neftune_axolotl"]
+
+
+def run(*command: str, cwd: Path) -> str:
+    environment = {name: value for name, value in os.environ.items() if name not in {"VIRTUAL_ENV", "PYTHONPATH"}}
+    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    run("git", "clone", "--quiet", str(ROOT), "clone", cwd=folder)
+    run(UV, "build", "--quiet", "--wheel", "--out-dir", str(folder), "clone", cwd=folder)
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def python(wheel: Path) -> str:
+    """The interpreter of an environment that has the wheel and its dependencies, and nothing else."""
+    environment = wheel.parent / "venv"
+    run(UV, "venv", "--quiet", "--python", sys.executable, str(environment), cwd=wheel.parent)
+    python = str(environment / "bin" / "python")
+    run(UV, "pip", "install", "--quiet", "--python", python, str(wheel), cwd=wheel.parent)
+    return python
+
+
+def test_it_holds_all_packages_their_data_and_nothing_else(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    tracked = run("git", "ls-files", "neftune_plugins", "adapters", cwd=ROOT).splitlines()
+    files = {name for name in names if not name.split("/")[0].endswith(".dist-info")}
+    assert files == {name.removeprefix("adapters/") for name in tracked}
+    assert {name.split("/")[0] for name in files} == set(PACKAGES)
+    for package in PACKAGES:
+        assert f"{package}/py.typed" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_the_base_install_is_light_and_imports_no_framework(python, wheel):
+    script = (
+        "import sys, neftune_plugins, neftune_axolotl; from neftune_plugins.manager import frameworks, noise_types;"
+        "assert list(frameworks()) == ['axolotl'] and len(noise_types()) == 3;"
+        "assert not {'transformers', 'axolotl', 'trl', 'pydantic'} & set(sys.modules);"
+        "import importlib.metadata as m; print(*sorted(m.requires('neftune-plugins')), sep='\\n')"
+    )
+    requirements = run(python, "-c", script, cwd=wheel.parent).splitlines()
+    assert [line.split(">=")[0] for line in requirements if "extra ==" not in line] == ["pluggy", "torch"]
+
+
+def test_its_entry_points_and_its_command_are_there(python, wheel):
+    script = (
+        "from importlib.metadata import entry_points as e;"
+        "print([p.value for p in e(group='neftune_plugins')], [p.value for p in e(group='axolotl.plugins')])"
+    )
+    shown = run(python, "-c", script, cwd=wheel.parent)
+    assert shown.strip() == "['neftune_axolotl.framework'] ['neftune_axolotl:NEFTunePlugin']"
+    assert run(str(Path(python).with_name("neftune")), "--version", cwd=wheel.parent).strip() in wheel.name
+    assert "demo" in run(python, "-m", "neftune_plugins", "--help", cwd=wheel.parent)
+
+
+def test_a_noisy_forward_works_in_it(python, wheel):
+    script = (
+        "import torch; from torch import nn; from neftune_plugins import NoiseConfig, install\n"
+        "class M(nn.Module):\n"
+        "    def __init__(self): super().__init__(); self.e = nn.Embedding(9, 64)\n"
+        "    def get_input_embeddings(self): return self.e\n"
+        "    def forward(self, input_ids): return self.e(input_ids)\n"
+        "m, x = M().train(), torch.arange(9)[None]\n"
+        "with install(m, NoiseConfig(alpha=5)): print(float((m(x) - m.e.weight[x]).abs().max()) > 0.1)\n"
+    )
+    assert run(python, "-c", script, cwd=wheel.parent).strip() == "True"
