@@ -320,7 +320,8 @@ class _EmbeddingHook(_Hook):
 
 
 def _owners(model: nn.Module, embeddings: Sequence[nn.Module]) -> list[nn.Module]:
-    """The model, and each module above an embedding whose forward takes `input_ids`; outermost first."""
+    """The model, and each module above an embedding whose forward takes `attention_mask`; outermost first. (BERT's
+    embedding layer takes `input_ids` and knows nothing of padding.)"""
     wanted = set(embeddings)
     return [
         module
@@ -329,7 +330,7 @@ def _owners(model: nn.Module, embeddings: Sequence[nn.Module]) -> list[nn.Module
         or (
             module not in wanted
             and not wanted.isdisjoint(module.modules())
-            and "input_ids" in inspect.signature(module.forward).parameters
+            and "attention_mask" in inspect.signature(module.forward).parameters
         )
     ]
 

@@ -232,6 +232,34 @@ def test_somebody_elses_hook_keeps_the_clean_output(model, batch):
     assert torch.equal(kept[0], nn.functional.embedding(batch["input_ids"], model.embed_tokens.weight))
 
 
+def test_a_layer_of_embeddings_that_is_given_no_mask_does_not_hide_it(batch):
+    class Embeddings(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.word_embeddings = nn.Embedding(97, DIM)
+
+        def forward(self, input_ids=None, position_ids=None):
+            return self.word_embeddings(input_ids)
+
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embeddings = Embeddings()
+
+        def get_input_embeddings(self):
+            return self.embeddings.word_embeddings
+
+        def forward(self, input_ids=None, attention_mask=None):
+            return self.embeddings(input_ids=input_ids)
+
+    encoder = Encoder().train()
+    with install(encoder, CONFIG):
+        noise = encoder(**batch) - encoder.embeddings.word_embeddings.weight[batch["input_ids"]]
+    real = batch["attention_mask"].bool()
+    assert noise[real].all()
+    assert not noise[~real].any()
+
+
 def test_the_tied_output_layer_stays_clean(model):
     with install(model, CONFIG) as handle:
         assert handle.embeddings == ["embed_tokens"]

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from neftune_transformers import NEFTuneCallback
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from neftune_plugins import NoiseConfigError
+from neftune_plugins import NoiseConfig, NoiseConfigError, install
 from tests.support.recorder import Recorder, embedding_hooks, weights_hash
 from tests.transformers.driver import TransformersDriver, make_driver
 
@@ -181,6 +181,25 @@ def test_a_compiled_run_has_the_noise_of_an_eager_one(driver, tmp_path):
         noises.append([call.noise for call in recorder.probe.calls if call.training])
     assert len(noises[0]) == len(noises[1]) > 0
     assert torch.equal(noises[0][0], noises[1][0])
+    torch.compiler.reset()
+
+
+def test_a_llama_is_one_graph_for_all_steps(driver):
+    model = AutoModelForCausalLM.from_pretrained(driver.model).train()
+    ids = torch.randint(4, 500, (2, 16))
+    with install(model, NoiseConfig(alpha=5.0)) as handle:
+        torch.compiler.reset()
+        torch._dynamo.utils.counters.clear()
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        for step in range(3):
+            handle.step = step
+            losses = [
+                run(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss for run in (model, compiled)
+            ]
+            torch.testing.assert_close(*losses)
+            losses[1].backward()
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+        assert not torch._dynamo.utils.counters["graph_break"]
     torch.compiler.reset()
 
 

@@ -1,0 +1,64 @@
+"""What docs/native.md says of the native hook, so that the page changes when transformers does."""
+
+import pytest
+import torch
+
+from tests.support.probe import padding_noise, per_example, ratio
+from tests.support.recorder import embedding_hooks
+from tests.transformers.driver import TransformersDriver, make_driver
+from tests.transformers.test_callback import Fail
+
+KEYS = {"neftune_noise_alpha": 5.0}
+
+
+@pytest.fixture(scope="module")
+def driver() -> TransformersDriver:
+    torch.set_num_threads(1)
+    return make_driver()
+
+
+def stock(driver, mode, tmp_path, keys=KEYS):
+    return driver.train(mode, keys, folder=tmp_path, stock=True)
+
+
+def test_its_length_is_the_width_of_the_row_and_padding_is_noised(driver, tmp_path):
+    call = stock(driver, "trainer", tmp_path).calls[0]
+    examples = per_example(call, driver.pad_id)
+    for example in examples:
+        as_wide_as_the_row = (len(example.ids) / call.input_ids.shape[1]) ** 0.5
+        assert ratio(example, 5.0) == pytest.approx(as_wide_as_the_row, rel=0.03)
+    assert min(ratio(example, 5.0) for example in examples) < 0.8
+    assert padding_noise(call, driver.pad_id).any()
+
+
+def test_packed_examples_get_a_fraction(driver, tmp_path):
+    ratios = [
+        ratio(example, 5.0)
+        for call in stock(driver, "sft_packed", tmp_path).calls
+        for example in per_example(call, driver.pad_id)
+    ]
+    assert max(ratios) < 0.6
+
+
+def test_references_are_noised_in_dpo_with_lora(driver, tmp_path):
+    references = [call for call in stock(driver, "dpo_lora", tmp_path).calls if not call.grad_enabled]
+    assert references
+    assert all(call.noise.any() for call in references)
+
+
+def test_it_moves_the_random_state(driver, tmp_path):
+    noisy, clean = (stock(driver, "trainer", tmp_path, keys) for keys in (KEYS, {}))
+    assert noisy.steps[0]["rng"] != clean.steps[0]["rng"]
+
+
+def test_it_stays_after_an_exception(driver, tmp_path):
+    trainer = driver.trainer("trainer", KEYS, tmp_path, callbacks=[Fail(RuntimeError)], stock=True)
+    with pytest.raises(RuntimeError):
+        trainer.train()
+    assert [hook for hook in embedding_hooks(trainer.model) if hook.endswith("neftune_post_forward_hook")]
+
+
+def test_a_bad_value_is_an_error_at_the_first_step_only(driver, tmp_path):
+    trainer = driver.trainer("trainer", {"neftune_noise_alpha": -5.0}, tmp_path, callbacks=[], stock=True)
+    with pytest.raises(RuntimeError):
+        trainer.train()
