@@ -5,6 +5,7 @@ Adapters make their frameworks' schemas, and the documentation its table, from t
 
 import dataclasses
 import difflib
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -107,7 +108,7 @@ def key(field: "dataclasses.Field[Any]") -> str:
 
 def _error(name: str, value: object, problem: str) -> NoiseConfigError:
     field = NoiseConfig.__dataclass_fields__[name]
-    return NoiseConfigError(f"{key(field)}: {value!r} {problem}")
+    return NoiseConfigError(f"{key(field)}: {reprlib.repr(value)} {problem}")
 
 
 def _guess(value: object, choices: Mapping[str, Any] | tuple[str, ...]) -> str:

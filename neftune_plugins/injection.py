@@ -76,6 +76,11 @@ class Handle:
         self.model = model
         self.config = config
         names = {module: name for name, module in model.named_modules()}
+        strangers = [type(embedding).__name__ for embedding in embeddings if embedding not in names]
+        if strangers:
+            raise NoiseNotAppliedError(
+                f"neftune_embeddings gave {', '.join(strangers)}, which is no module of {type(model).__name__}"
+            )
         self.embeddings = [names[embedding] for embedding in embeddings]
         self._noise = _Noise(self, seed if config.seed is None else config.seed, pad_token_id)
         self._hooks: list[RemovableHandle] = []
@@ -130,13 +135,15 @@ class Handle:
 class _Frame:
     """One call of a module above an embedding.
 
+    module: that is called.
     batch: its arguments by name.
     noisy: whether the outermost call wants noise.
     stream: 0, or 1 in a decoder that has an encoder.
     applied: whether noise was added in it.
     """
 
-    def __init__(self, batch: dict[str, Any], noisy: bool, stream: int) -> None:
+    def __init__(self, module: nn.Module, batch: dict[str, Any], noisy: bool, stream: int) -> None:
+        self.module = module
         self.batch = batch
         self.noisy = noisy
         self.stream = stream
@@ -184,13 +191,16 @@ class _Noise:
             noisy = module.training and torch.is_grad_enabled()
             if noisy and self.counts_forwards and not _in_backward():
                 self.step.add_(1)
-        stack.append(_Frame(batch, noisy, stream))
+        stack.append(_Frame(module, batch, noisy, stream))
 
     def leave(self, module: nn.Module, failed: bool) -> None:
         stack = self.calls.stack
-        if not stack:
+        # Somebody's pre-hook may have raised before ours had its turn.
+        if not any(frame.module is module for frame in stack):
             return
         frame = stack.pop()
+        while frame.module is not module:
+            frame = stack.pop()
         if stack:
             stack[-1].applied = stack[-1].applied or frame.applied
         elif frame.noisy and not frame.applied and not failed:
@@ -207,7 +217,7 @@ class _Noise:
         stack = self.calls.stack
         if not stack:
             # Activation checkpointing calls parts of a model again in backward, outside of every forward.
-            recomputed = self._recomputable(input_ids) if torch.is_grad_enabled() else None
+            recomputed = self._recomputable(input_ids) if _in_backward() else None
             return output if recomputed is None else self._add(embedding, output, *recomputed)
         if not stack[0].noisy:
             return output
@@ -276,12 +286,9 @@ def _frame_with(stack: list[_Frame], input_ids: Tensor) -> _Frame | None:
     return alike
 
 
-class _Hook:
+class InertHook:
     """A hook that stays with its model: copied or pickled with it, it becomes a do-nothing of the standard library,
     so that copies have no noise and saved models load without this package."""
-
-    def __init__(self, noise: _Noise) -> None:
-        self.noise = noise
 
     def __deepcopy__(self, memo: object) -> Any:
         return _NOTHING
@@ -291,6 +298,11 @@ class _Hook:
 
 
 _NOTHING = contextlib.nullcontext().__exit__
+
+
+class _Hook(InertHook):
+    def __init__(self, noise: _Noise) -> None:
+        self.noise = noise
 
 
 class _OwnerPreHook(_Hook):

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neftune_plugins.errors import NoiseNotAppliedError
+
 Batch = Mapping[str, Any]
 """The arguments of a model's forward by name, "pad_token_id" (None where it is not known), and "is_decoder": whether
 these are the targets of an encoder-decoder model."""
@@ -57,13 +59,19 @@ def read_layout(batch: Batch) -> Layout:
     Examples start where a segment number changes, where `position_ids` (B, L) do not go up by one, at
     `cu_seq_lens_q` (S,), and where a 4-D mask hides the token before. A packed example that consists of padding ids
     alone is padding.
+
+    Raises NoiseNotAppliedError for a mask or positions of another form.
     """
     input_ids_BL: Tensor = batch["input_ids"]
     real_BL = torch.ones_like(input_ids_BL, dtype=torch.bool)
     start_BL = torch.zeros_like(real_BL)
 
     mask = batch.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.dim() == 2:
+    if mask is None:
+        if batch.get("is_decoder") and batch.get("pad_token_id") is not None:
+            # Targets come without a mask. Their start may be the padding id: only the end of a row is padding.
+            real_BL = (input_ids_BL != batch["pad_token_id"]).flip(-1).cummax(-1).values.flip(-1)
+    elif isinstance(mask, Tensor) and mask.dim() == 2:
         segment_BL = mask[:, -input_ids_BL.shape[1] :]  # prefix tuning puts virtual tokens before the ids
         real_BL = segment_BL > 0
         # Holes in a mask do not start an example: compare with the last real token's segment.
@@ -77,11 +85,13 @@ def read_layout(batch: Batch) -> Layout:
         real_BL = visible_BLL.diagonal(dim1=1, dim2=2)
         start_BL = _shifted(~visible_BLL.diagonal(offset=-1, dim1=1, dim2=2), fill=True)
 
-    elif mask is None and batch.get("is_decoder") and batch.get("pad_token_id") is not None:
-        # Targets come without a mask. Their start token may be the padding id: only the end of a row is padding.
-        real_BL = (input_ids_BL != batch["pad_token_id"]).flip(-1).cummax(-1).values.flip(-1)
+    else:
+        form = f"of {mask.dim()} dimensions" if isinstance(mask, Tensor) else f"that is a {type(mask).__name__}"
+        raise _unreadable(f"an attention_mask {form}")
 
     position_ids = batch.get("position_ids")
+    if isinstance(position_ids, Tensor) and position_ids.dim() > 2 and mask is None:
+        raise _unreadable(f"position_ids of {position_ids.dim()} dimensions without an attention_mask")
     if isinstance(position_ids, Tensor) and position_ids.dim() == 2 and position_ids.shape[-1] == real_BL.shape[1]:
         step_BL = position_ids[:, 1:] - position_ids[:, :-1]
         start_BL = start_BL | _shifted(step_BL != 1, fill=True).expand_as(start_BL)
@@ -98,6 +108,13 @@ def read_layout(batch: Batch) -> Layout:
         return layout
     word_BL = (real_BL & (input_ids_BL != pad_token_id)).to(torch.int64)
     return Layout.from_starts(real_BL & (total_per_example(word_BL, layout.example_BL) > 0), start_BL)
+
+
+def _unreadable(what: str) -> NoiseNotAppliedError:
+    return NoiseNotAppliedError(
+        f"the examples of a batch with {what} cannot be told apart. Give a mask of two or four dimensions, or read the "
+        "batch in a plugin: neftune_layout_reader() (neftune_plugins.hookspecs)."
+    )
 
 
 def _shifted(value_BK: Tensor, *, fill: bool) -> Tensor:

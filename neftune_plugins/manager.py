@@ -1,6 +1,9 @@
 """The plugin manager, and what the plugins registered with it provide."""
 
+import itertools
+from collections.abc import Iterable
 from functools import cache
+from typing import Protocol, TypeVar
 
 import pluggy
 
@@ -35,13 +38,7 @@ def noise_types() -> dict[str, NoiseType]:
 
     Raises ValueError where two plugins give the same name.
     """
-    types: dict[str, NoiseType] = {}
-    for provided in reversed(plugin_manager().hook.neftune_noise_types()):
-        for noise_type in provided:
-            if noise_type.name in types:
-                raise ValueError(f"two plugins provide a noise type named {noise_type.name!r}")
-            types[noise_type.name] = noise_type
-    return types
+    return _by_name("noise type", plugin_manager().hook.neftune_noise_types())
 
 
 def layout_readers() -> tuple[LayoutReader, ...]:
@@ -50,6 +47,22 @@ def layout_readers() -> tuple[LayoutReader, ...]:
 
 
 def frameworks() -> dict[str, Framework]:
-    """The registered frameworks by name."""
-    provided = plugin_manager().hook.neftune_frameworks()
-    return {framework.name: framework for some in provided for framework in some}
+    """The registered frameworks by name. Raises ValueError where two plugins give the same name."""
+    return _by_name("framework", plugin_manager().hook.neftune_frameworks())
+
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+_T = TypeVar("_T", bound=_Named)
+
+
+def _by_name(kind: str, provided: Iterable[Iterable[_T]]) -> dict[str, _T]:
+    found: dict[str, _T] = {}
+    for member in itertools.chain.from_iterable(reversed(list(provided))):  # pluggy asks the last registered first
+        if member.name in found:
+            raise ValueError(f"two plugins provide a {kind} named {member.name!r}")
+        found[member.name] = member
+    return found

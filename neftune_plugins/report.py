@@ -6,6 +6,7 @@ forward. It costs a second lookup of the embeddings: for looking at, not for lon
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from neftune_plugins.hookspecs import hookimpl
+from neftune_plugins.layout import read_layout
 
 if TYPE_CHECKING:
     from neftune_plugins.injection import Handle
@@ -28,44 +30,55 @@ class Report:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._hooks: list[RemovableHandle] = []
-        self._mask: Tensor | None = None
+        self._hooks: dict[Handle, list[RemovableHandle]] = {}
 
     @hookimpl
     def neftune_installed(self, handle: Handle) -> None:
-        def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            mask = kwargs.get("attention_mask")
-            self._mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        from neftune_plugins.injection import InertHook
 
-        def measure(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            if module.training and torch.is_grad_enabled():
-                self._write(handle, args[0], type(module).forward(module, *args), output)
+        report, arguments = self, tuple(inspect.signature(handle.model.forward).parameters)
+        batch: dict[str, Any] = {}
 
-        self._hooks = [handle.model.register_forward_pre_hook(remember, with_kwargs=True)]
+        class Remember(InertHook):
+            def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                batch.clear()
+                batch.update(zip(arguments, args, strict=False), **kwargs)
+
+        class Measure(InertHook):
+            def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+                if module.training and torch.is_grad_enabled():
+                    report._write(
+                        handle.step, batch | {"input_ids": args[0]}, type(module).forward(module, *args), output
+                    )
+
+        self._hooks[handle] = [handle.model.register_forward_pre_hook(Remember(), with_kwargs=True)]
         for name in handle.embeddings:
-            self._hooks.append(handle.model.get_submodule(name).register_forward_hook(measure))
+            self._hooks[handle].append(handle.model.get_submodule(name).register_forward_hook(Measure()))
 
     @hookimpl
     def neftune_removed(self, handle: Handle) -> None:
-        for hook in self._hooks:
+        for hook in self._hooks.pop(handle, []):
             hook.remove()
 
     @torch.no_grad()
-    def _write(self, handle: Handle, input_ids: Tensor, clean: Tensor, noisy: Tensor) -> None:
-        noise = noisy.double() - clean.double()
-        mask = self._mask if self._mask is not None and self._mask.shape == input_ids.shape else None
-        real = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask > 0
+    def _write(self, step: int, batch: dict[str, Any], clean: Tensor, noisy: Tensor) -> None:
+        noise_BLD = noisy.double() - clean.double()
+        layout = read_layout(batch)
         with self.path.open("a") as file:
-            for row in range(len(input_ids)):
-                line = {
-                    "step": handle.step,
-                    "length": int(real[row].sum()),
-                    "width": input_ids.shape[1],
-                    "dim": noise.shape[-1],
-                    "rms": noise[row][real[row]].square().mean().sqrt().item(),
-                    "padding": noise[row][~real[row]].abs().max().item() if not real[row].all() else 0.0,
-                }
-                file.write(json.dumps(line) + "\n")
+            for row, noise_LD in enumerate(noise_BLD):
+                real_L, example_L = layout.real_BL[row], layout.example_BL[row]
+                padding_ND = noise_LD[~real_L]
+                for example in torch.unique(example_L[real_L]).tolist():
+                    own_ND = noise_LD[real_L & (example_L == example)]
+                    line = {
+                        "step": step,
+                        "length": len(own_ND),
+                        "width": len(noise_LD),
+                        "dim": own_ND.shape[1],
+                        "rms": own_ND.square().mean().sqrt().item(),
+                        "padding": padding_ND.abs().max().item() if len(padding_ND) else 0.0,
+                    }
+                    file.write(json.dumps(line) + "\n")
 
 
 def from_environment() -> Report | None:

@@ -12,13 +12,17 @@ from transformers import TrainerCallback
 from neftune_plugins import NoiseConfig, enabled
 from neftune_plugins.config import key
 
+# Axolotl's name of the key before it was neftune_noise_alpha; it moves the value to the new one.
+_OLDER_NAME = "noisy_embedding_alpha"
+
 
 class _Checked(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def check_neftune_keys(cls, data: Any) -> Any:
         """Check the keys as written: afterwards "5" would be 5.0, and a misspelt key would be gone."""
-        NoiseConfig.from_keys(data)
+        older = {"neftune_noise_alpha": data[_OLDER_NAME]} if data.get(_OLDER_NAME) is not None else {}
+        NoiseConfig.from_keys(older | dict(data))
         return data
 
 

@@ -2,11 +2,11 @@
 
 import contextlib
 import functools
-import logging
 from collections.abc import Iterator
 from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils.logging import get_logger
 
 from neftune_plugins import Handle, NoiseConfig, NoiseConfigError, enabled, install
 
@@ -25,13 +25,13 @@ class NEFTuneCallback(TrainerCallback):
     nothing. Raises NoiseConfigError for a value that cannot be used.
     """
 
-    logger: logging.Logger | logging.LoggerAdapter[logging.Logger] = logging.getLogger("neftune_plugins")
+    logger: Any = get_logger("transformers.neftune")
 
     def __init__(self, alpha: float | None = None, **others: Any) -> None:
         self._alpha = alpha
         self._others = others
         self._handle: Handle | None = None
-        if alpha is not None:
+        if alpha is not None and enabled():
             NoiseConfig(alpha=alpha, **others)  # a bad value is told here, not when the run begins
         _let_callbacks_surround_training()
 

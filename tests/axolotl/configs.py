@@ -101,14 +101,14 @@ def _chat_dataset(folder: Path) -> dict[str, Any]:
                 {"role": "assistant", "content": answer(i, 1 + i // 2 % 4)},
             ]
         }
-        for i in range(60)
+        for i in list(range(12)) * 5
     ]
     path = _write_rows(folder / "data" / "chat.jsonl", rows)
     return {"path": path, "ds_type": "json", "type": "chat_template", "chat_template": "tokenizer_default"}
 
 
 def _preference_dataset(folder: Path, stage: str) -> dict[str, Any]:
-    pairs = [(question(i), answer(i, 1 + i % 4), answer(i + 3, 1 + i // 4 % 3)) for i in range(24)]
+    pairs = [(question(i), answer(i, 1 + i % 4), answer(i + 3, 1 + i // 4 % 3)) for i in list(range(6)) * 4]
     if stage == "kto":
         rows: list[dict[str, Any]] = []
         for prompt, good, bad in pairs:

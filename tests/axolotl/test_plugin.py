@@ -72,8 +72,16 @@ def test_null_is_off(driver, tmp_path):
 
 
 def test_axolotls_older_name_of_the_key_is_taken_over_too(driver, tmp_path):
-    run = run_axolotl(with_plugin(base_config(driver.model, "sft") | {"noisy_embedding_alpha": 5}), tmp_path)
+    keys = {"noisy_embedding_alpha": 5, "neftune_noise_type": "gaussian"}
+    run = run_axolotl(with_plugin(base_config(driver.model, "sft") | keys), tmp_path)
     assert neftune_hooks(run) == ["neftune_plugins.injection._EmbeddingHook"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), True, "5", -1])
+def test_the_older_name_is_checked_too(driver, value, tmp_path):
+    with driver.loads_model() as loaded, pytest.raises(ValueError, match=r"neftune_noise_alpha: .* must be"):
+        driver.train("sft", {"noisy_embedding_alpha": value}, folder=tmp_path)
+    assert loaded == []
 
 
 @pytest.mark.parametrize(("keys", "message"), BAD_KEYS, ids=[str(keys)[:60] for keys, _ in BAD_KEYS])

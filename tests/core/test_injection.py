@@ -299,6 +299,28 @@ def test_an_exception_in_the_forward_leaves_neither_hooks_nor_open_gates(model, 
     handle.remove()
 
 
+def test_a_lookup_outside_of_every_forward_is_clean(model, batch):
+    with install(model, CONFIG):
+        model(**batch).sum().backward()
+        for mode in (True, False):
+            embedded = model.train(mode).get_input_embeddings()(batch["input_ids"])
+            assert torch.equal(embedded, nn.functional.embedding(batch["input_ids"], model.embed_tokens.weight))
+
+
+def test_a_foreign_pre_hook_that_raises_leaves_the_calls_around_it(batch):
+    def run(inner, ids, mask):
+        hook = inner.register_forward_pre_hook(lambda *a: 1 / 0, prepend=True)
+        with pytest.raises(ZeroDivisionError):
+            inner(ids, attention_mask=mask)
+        hook.remove()
+        return inner(ids, attention_mask=mask)
+
+    inner = ToyModel(dim=DIM)
+    with install(Outer(inner, run).train(), CONFIG) as handle:
+        handle.model(**batch)
+    assert not torch.equal(inner.entered, nn.functional.embedding(batch["input_ids"], inner.embed_tokens.weight))
+
+
 def test_copies_and_pickles_are_clean_and_need_no_package(model, batch, tmp_path):
     with install(model, CONFIG):
         assert not copy.deepcopy(model).noise(**batch).any()

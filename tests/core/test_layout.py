@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from neftune_plugins import NoiseNotAppliedError
 from neftune_plugins.layout import read_layout
 from tests.support.models import PAD, examples, padded
 
@@ -139,7 +140,16 @@ def test_a_decoder_without_a_mask_ends_at_the_padding():
     assert found({"input_ids": ids, "pad_token_id": PAD, "is_decoder": True}) == [[row] for row in rows]
 
 
-def test_three_dimensional_positions_tell_nothing():
-    ids, _ = padded(examples([6]))
+def test_positions_of_images_need_a_mask_beside_them():
+    ids, mask = padded(examples([6]))
     positions = torch.zeros(3, 1, 6, dtype=torch.int64)
-    assert found({"input_ids": ids, "position_ids": positions}) == [[ids[0].tolist()]]
+    assert found({"input_ids": ids, "position_ids": positions, "attention_mask": mask}) == [[ids[0].tolist()]]
+    with pytest.raises(NoiseNotAppliedError, match="position_ids of 3 dimensions without an attention_mask"):
+        read_layout({"input_ids": ids, "position_ids": positions})
+
+
+@pytest.mark.parametrize("mask", [{"full_attention": None}, torch.ones(1, 6, 6)], ids=["dict", "3-D"])
+def test_masks_of_another_form_are_refused(mask):
+    ids, _ = padded(examples([6]))
+    with pytest.raises(NoiseNotAppliedError, match=r"an attention_mask .* neftune_layout_reader"):
+        read_layout({"input_ids": ids, "attention_mask": mask})

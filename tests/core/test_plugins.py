@@ -1,6 +1,8 @@
 """Plugins: the example package, which is installed beside us, and the other hooks."""
 
+import json
 import math
+import pickle
 from collections.abc import Iterator
 
 import pytest
@@ -8,8 +10,9 @@ import torch
 from torch import nn
 
 import neftune_plugins.manager as manager_module
-from neftune_plugins import Batch, Layout, NoiseConfig, NoiseType, hookimpl, install
+from neftune_plugins import Batch, Layout, NoiseConfig, NoiseNotAppliedError, NoiseType, hookimpl, install
 from neftune_plugins.manager import frameworks, noise_types, plugin_manager
+from neftune_plugins.report import Report
 from tests.support.models import ToyModel, examples, padded
 
 
@@ -142,3 +145,34 @@ def test_a_plugin_that_cannot_be_loaded_does_not_go_unnoticed(monkeypatch):
     monkeypatch.setattr("importlib.metadata.distributions", lambda: [Distribution()])
     with pytest.raises(ImportError, match="broken"):
         manager_module.plugin_manager.__wrapped__()
+
+
+def test_the_report_measures_each_example(tmp_path, register):
+    register(Report(tmp_path / "noise.jsonl"))
+    ids = torch.tensor([[token for row in examples([10, 30]) for token in row]])
+    positions = torch.tensor([[*range(10), *range(30)]])
+    padded_ids, mask = padded(examples([20, 4]))
+    model, other = ToyModel(dim=512).train(), ToyModel(dim=512).train()
+    with install(model, NoiseConfig(alpha=5.0)) as handle, install(other, NoiseConfig(alpha=5.0)):
+        handle.step = 3
+        model(ids, None, positions)
+        model(input_ids=padded_ids, attention_mask=mask)
+        pickle.dumps(model)
+    assert not [hook for m in (model, other) for child in m.modules() for hook in child._forward_hooks]
+    lines = [json.loads(line) for line in (tmp_path / "noise.jsonl").read_text().splitlines()]
+    seen = [(line["length"], line["width"], line["step"]) for line in lines]
+    assert seen == [(10, 40, 3), (30, 40, 3), (20, 20, 3), (4, 20, 3)]
+    for line in lines:
+        assert line["rms"] == pytest.approx(5 / math.sqrt(3 * line["length"] * 512), rel=0.1)
+        assert line["padding"] == 0
+
+
+def test_a_finder_that_names_a_stranger_is_told(register):
+    class Finder:
+        @hookimpl
+        def neftune_embeddings(self, model):
+            return [nn.Embedding(2, 2)]
+
+    register(Finder())
+    with pytest.raises(NoiseNotAppliedError, match="gave Embedding, which is no module of ToyModel"):
+        install(ToyModel(), NoiseConfig(alpha=5.0))

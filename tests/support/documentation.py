@@ -7,8 +7,11 @@ import dataclasses
 import re
 from pathlib import Path
 
+import yaml
+
 from neftune_plugins import NoiseConfig, NoiseConfigError
 from neftune_plugins.config import key
+from neftune_plugins.manager import plugin_manager
 from tests.support.bad_values import BAD_KEYS, BAD_VALUES
 
 ROOT = Path(__file__).parents[2]
@@ -41,15 +44,26 @@ def keys_table() -> str:
 
 def errors_table() -> str:
     lines = ["| keys | error |", "|---|---|"]
+    manager = plugin_manager()
+    example = manager.get_plugin("triangular")  # users do not have the tests' example plugin
+    if example is not None:
+        manager.unregister(example)
     for keys, _ in [*BAD_VALUES, *BAD_KEYS]:
         if len(str(keys)) > 200:
             continue
         try:
             NoiseConfig.from_keys(keys)
         except NoiseConfigError as error:
-            shown = ", ".join(f"`{name}: {value}`" for name, value in keys.items())
+            shown = ", ".join(f"`{name}: {_yaml(value)}`" for name, value in keys.items())
             lines.append(f"| {shown} | {error} |")
+    if example is not None:
+        manager.register(example, "triangular")
     return "\n".join(lines)
+
+
+def _yaml(value: object) -> str:
+    """A value as YAML on one line."""
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
 
 
 GENERATED = {ROOT / "docs" / "keys.md": {"keys": keys_table, "errors": errors_table}}

@@ -64,6 +64,7 @@ class TransformersDriver:
     modes = SFT_MODES + DPO_MODES
     sft_modes = ("trainer", "sft_lora")
     native_modes = modes
+    reference_modes = ("dpo_lora",)
     seed = 42
 
     def __init__(self, folder: Path) -> None:
@@ -115,12 +116,12 @@ class TransformersDriver:
         if mode in DPO_MODES:
             rows = [
                 {"prompt": question(i), "chosen": answer(i, 1 + i % 4), "rejected": answer(i + 3, 1 + i // 4 % 3)}
-                for i in range(24)
+                for i in list(range(6)) * 4
             ]
             arguments |= {"max_length": 256}
             config = DPOConfig(**arguments)
             return DPOTrainer(**common, args=config, train_dataset=Dataset.from_list(rows), peft_config=lora)
-        texts = [f"{question(i)}\n{answer(i, 1 + i % 5)}" for i in range(48)]
+        texts = [f"{question(i)}\n{answer(i, 1 + i % 5)}" for i in list(range(12)) * 4]
         if mode.startswith("sft"):
             arguments |= {"max_length": 256, "packing": mode == "sft_packed", "dataset_num_proc": None}
             data = Dataset.from_list([{"text": text} for text in texts])

@@ -12,7 +12,7 @@ from neftune_transformers import NEFTuneCallback
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from neftune_plugins import NoiseConfig, NoiseConfigError, install
-from tests.support.recorder import Recorder, embedding_hooks, weights_hash
+from tests.support.recorder import Recorder, weights_hash
 from tests.transformers.driver import TransformersDriver, make_driver
 
 KEYS = {"neftune_noise_alpha": 5.0}
@@ -29,6 +29,15 @@ def native_and_ours(recorder: Recorder) -> list[str]:
     return [hook.split(".")[0] for hook in recorder.record["steps"][0]["hooks"] if "neftune" in hook]
 
 
+def all_hooks(model: torch.nn.Module) -> list[object]:
+    return [
+        hook
+        for module in model.modules()
+        for hooks in (module._forward_pre_hooks, module._forward_hooks, module._backward_hooks)
+        for hook in hooks.values()
+    ]
+
+
 class Fail(TrainerCallback):
     def __init__(self, error: type[BaseException]) -> None:
         self.error = error
@@ -41,14 +50,12 @@ class Fail(TrainerCallback):
 @pytest.mark.parametrize("mode", ["trainer", "sft_lora", "dpo_lora"])
 def test_nothing_is_left_after_an_exception(driver, mode, error, tmp_path):
     trainer = driver.trainer(mode, KEYS, tmp_path, callbacks=[Fail(error)])
-    before = embedding_hooks(trainer.model)
+    before = all_hooks(trainer.model)
     with pytest.raises(error):
         trainer.train()
-    left = [hook for module in trainer.model.modules() for hook in module._forward_hooks.values()]
-    left += [hook for module in trainer.model.modules() for hook in module._forward_pre_hooks.values()]
-    assert not [hook for hook in left if type(hook).__module__.startswith("neftune")]
-    assert [hook for hook in embedding_hooks(trainer.model) if "neftune" in hook] == []
-    assert len(before) <= len(embedding_hooks(trainer.model))
+    # Gradient checkpointing, TRL's default in newer releases, makes the embedding's output require gradients.
+    theirs = [hook for hook in all_hooks(trainer.model) if getattr(hook, "__name__", "") == "make_inputs_require_grads"]
+    assert [hook for hook in all_hooks(trainer.model) if hook not in theirs] == [h for h in before if h not in theirs]
     assert trainer.neftune_noise_alpha == 5.0  # as the user set it
     trainer.callback_handler.callbacks = [c for c in trainer.callback_handler.callbacks if not isinstance(c, Fail)]
     trainer.train()

@@ -1,0 +1,42 @@
+"""The Python that README and docs/transformers.md show for Trainer and TRL."""
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
+
+from tests.support.documentation import ROOT, snippets
+from tests.support.recorder import embedding_hooks
+from tests.transformers.driver import TransformersDriver, make_driver
+
+
+@pytest.fixture(scope="module")
+def driver() -> TransformersDriver:
+    return make_driver()
+
+
+def shown(page: str) -> str:
+    [code] = [code for code in snippets(ROOT / page, "python") if "NEFTuneCallback()]" in code]
+    return code
+
+
+def test_the_trl_snippet_of_the_readme(driver, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = Dataset.from_list([{"text": "The tide was out."}] * 4)
+    # The snippet as it is, on a machine without a GPU and for one step.
+    code = shown("README.md").replace(
+        'output_dir="out", ', 'output_dir="out", bf16=False, max_steps=1, report_to="none", '
+    )
+    scope = {"model": str(driver.model), "data": data}
+    exec(code, scope)
+    assert scope["trainer"].state.global_step == 1
+    assert not [hook for hook in embedding_hooks(scope["trainer"].model) if "neftune" in hook]
+
+
+def test_the_trainer_snippet(driver, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = Dataset.from_list([{"input_ids": list(range(4, 12)), "labels": list(range(4, 12))}] * 16)
+    scope = {"model": AutoModelForCausalLM.from_pretrained(driver.model), "data": data}
+    exec(shown("docs/transformers.md"), scope)
+    assert scope["trainer"].state.global_step == 2
+    assert torch.isfinite(torch.tensor(scope["trainer"].state.log_history[-1]["train_loss"]))
