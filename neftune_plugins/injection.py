@@ -22,7 +22,7 @@ from neftune_plugins.layout import Batch, Layout
 from neftune_plugins.manager import layout_readers, noise_types, plugin_manager
 from neftune_plugins.noise import add_noise, add_noise_, stream_key, token_keys, token_scales
 
-# Forwards whose noise can be recomputed in one backward; what is kept of each is 12 bytes a token.
+# Forwards whose noise can be recomputed in one backward; what is kept of each is 20 bytes a token.
 _MAX_RECOMPUTABLE = 64
 
 

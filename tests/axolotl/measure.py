@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--modes", nargs="*", help="the modes to run (default: all)")
     arguments = parser.parse_args()
     if not arguments.plugin:
-        os.environ["NEFTUNE_PLUGINS"] = "0"  # before torch is imported, which loads autoload entry points
+        os.environ["NEFTUNE_PLUGINS"] = "0"
 
     print(row(COLUMNS))
     print(row(["---"] * len(COLUMNS)), flush=True)
