@@ -8,11 +8,13 @@ import difflib
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from neftune_plugins.errors import NoiseConfigError
 
 _LARGEST_ALPHA = 1e30  # float32, the noise's own precision, holds it and what is made of it
+
+Length = Literal["sequence", "padded"]
 
 
 def _field(default: Any, *, key: str, annotation: Any, help: str) -> Any:
@@ -42,10 +44,10 @@ class NoiseConfig:
         annotation=str | None,
         help="Distribution of the noise: uniform (the paper's), gaussian, bernoulli, or one that a plugin registers.",
     )
-    length: Literal["sequence", "padded"] = _field(
+    length: Length = _field(  # noqa: RUF009  (it gives a dataclass field)
         "sequence",
         key="neftune_noise_length",
-        annotation=Literal["sequence", "padded"] | None,
+        annotation=Length | None,
         help="What L counts. sequence: the real tokens of each example, as in the paper. padded: the width of the "
         "padded or packed row, the magnitude of the frameworks' native hook.",
     )
@@ -66,8 +68,8 @@ class NoiseConfig:
         types = noise_types()
         if not isinstance(self.type, str) or self.type not in types:
             raise _error("type", self.type, f"must be one of: {', '.join(types)}{_guess(self.type, types)}")
-        if self.length not in ("sequence", "padded"):
-            lengths = ("sequence", "padded")
+        lengths = get_args(Length)
+        if self.length not in lengths:
             raise _error("length", self.length, f"must be one of: {', '.join(lengths)}{_guess(self.length, lengths)}")
         if self.seed is not None and (
             isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**64

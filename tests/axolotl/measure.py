@@ -57,16 +57,16 @@ def measure(alpha: float, plugin: bool, modes: list[str] | None) -> Iterator[lis
     from neftune_transformers.tiny import make_tiny_model
 
     from tests.axolotl.configs import MODES, base_config
+    from tests.axolotl.driver import with_plugin
     from tests.axolotl.runs import run_axolotl
 
     release = version("axolotl")
-    needs_plugins_key = tuple(int(part) for part in release.split(".")[:2]) < (0, 21)
     with tempfile.TemporaryDirectory() as folder:
         model_dir = make_tiny_model(Path(folder) / "tiny")
         for mode in modes or MODES:
             config = base_config(model_dir, mode) | {"neftune_noise_alpha": alpha}
-            if plugin and needs_plugins_key:
-                config["plugins"] = ["neftune_axolotl.NEFTunePlugin"]
+            if plugin:
+                config = with_plugin(config)
             try:
                 with contextlib.redirect_stdout(sys.stderr):
                     run = run_axolotl(config, Path(folder) / mode)
