@@ -65,9 +65,11 @@ def run(options: DemoOptions, prepare: Prepare) -> None:
         raise NEFTuneError(f"the training failed with exit status {process.returncode}; its output is above")
     seconds = time.monotonic() - begin
     print("\nMeasuring the noise-free loss before and after, and asking the trained model", flush=True)
-    before = _loss(model, rows[:HELD_OUT])
-    after = _loss(training.model, rows[:HELD_OUT])
-    print(report(record, options.alpha, seconds, before, after, _answer(training.model)), flush=True)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    before = _loss(_load(model), tokenizer, rows[:HELD_OUT])
+    trained = _load(training.model)
+    after = _loss(trained, tokenizer, rows[:HELD_OUT])
+    print(report(record, options.alpha, seconds, before, after, _answer(trained, tokenizer)), flush=True)
 
 
 def report(record: Path, alpha: float, seconds: float, before: float, after: float, answer: str) -> str:
@@ -127,15 +129,13 @@ def _messages(row: dict[str, str]) -> list[dict[str, str]]:
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": row["output"]}]
 
 
-def _load(folder: Path) -> tuple[Any, Any]:
-    model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32)
-    return model.eval(), AutoTokenizer.from_pretrained(folder)
+def _load(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32).eval()
 
 
 @torch.no_grad()
-def _loss(folder: Path, rows: list[dict[str, str]]) -> float:
+def _loss(model: Any, tokenizer: Any, rows: list[dict[str, str]]) -> float:
     """Mean cross-entropy per token of the answers, without noise."""
-    model, tokenizer = _load(folder)
     total, tokens = 0.0, 0
     for row in rows:
         messages = _messages(row)
@@ -150,9 +150,8 @@ def _loss(folder: Path, rows: list[dict[str, str]]) -> float:
     return total / tokens
 
 
-def _answer(folder: Path) -> str:
+def _answer(model: Any, tokenizer: Any) -> str:
     """Greedy, with the repetition penalty that the paper's authors decode with."""
-    model, tokenizer = _load(folder)
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": QUESTION}], tokenize=False, add_generation_prompt=True
     )

@@ -55,6 +55,7 @@ class AxolotlDriver:
     modes = MODES
     sft_modes = ("sft", "lora")
     native_modes = tuple(mode for mode in MODES if mode not in RL_MODES)
+    native_hook = "neftune_post_forward_hook"
     reference_modes = ("dpo_lora", "kto")
     seed = 42
     pad_id = 0

@@ -24,6 +24,7 @@ from typing import Any
 
 import yaml
 
+from tests.support.logs import LineHandler
 from tests.support.recorder import Run, read_run
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +47,7 @@ def run_axolotl(config: dict[str, Any], workdir: Path) -> Run:
     Whatever Axolotl raises comes out. A run does not depend on those before it: see `clean_process`.
     """
     config_path = _prepare(config, workdir)
-    lines = _LineHandler()
+    lines = LineHandler()
     start = time.perf_counter()
     # With the tee on stdout, closing the log a second time waits for its own lock (axolotl/utils/tee.py).
     with clean_process({**ENVIRONMENT, "AXOLOTL_TEE_STDOUT": "0", RECORD_DIR: str(workdir)}, lines):
@@ -100,17 +101,6 @@ def _prepare(config: dict[str, Any], workdir: Path) -> Path:
 
 
 # --- One process, many runs ------------------------------------------------------------------------------------------
-
-
-class _LineHandler(logging.Handler):
-    """Collects log records as lines; Axolotl's loggers do not propagate, so pytest's caplog cannot."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.INFO)
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(f"{record.levelname} {record.name}: {record.getMessage()}")
 
 
 @contextmanager

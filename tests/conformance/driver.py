@@ -16,6 +16,7 @@ class Driver(Protocol):
     modes: names of the batch layouts and training methods that it has; every one is put through the suite.
     sft_modes: those of `modes` that train on the same examples.
     native_modes: those of `modes` in which the framework's own hook is on.
+    native_hook: name of that hook's function.
     reference_modes: those of `modes` in which the trained model also makes reference or KL forwards.
     seed: of the runs.
     pad_id: of the tokenizer.
@@ -26,6 +27,7 @@ class Driver(Protocol):
     modes: tuple[str, ...]
     sft_modes: tuple[str, ...]
     native_modes: tuple[str, ...]
+    native_hook: str
     reference_modes: tuple[str, ...]
     seed: int
     pad_id: int

@@ -17,11 +17,23 @@ from tests.support.probe import Call, Example, find_causal_model, padding_noise,
 from tests.support.recorder import Run
 
 ALPHA = 5.0
+PACKAGES = [
+    "neftune_autoload",
+    "neftune_plugins",
+    "neftune_axolotl",
+    "neftune_llamafactory",
+    "neftune_ludwig",
+    "neftune_transformers",
+]
 
 
 def trained(run: Run) -> list[Call]:
     """The forwards that are to be noised."""
     return [call for call in run.calls if call.training and call.grad_enabled]
+
+
+def neftune_hooks(names: list[str]) -> list[str]:
+    return [name for name in names if "neftune" in name.lower()]
 
 
 def examples(calls: list[Call], pad_id: int) -> Iterator[tuple[Call, Example]]:
@@ -98,7 +110,7 @@ def test_without_the_key_the_run_is_that_of_the_framework_alone(run, mode):
     assert ours.losses == stock.losses
     assert ours.weights == stock.weights is not None
     assert [step["rng"] for step in ours.steps] == [step["rng"] for step in stock.steps]
-    assert not [hook for step in ours.steps for hook in step["hooks"] if "neftune" in hook]
+    assert not [hook for step in ours.steps for hook in neftune_hooks(step["hooks"])]
 
 
 def test_noise_leaves_the_random_state_and_the_data_order_alone(run, mode):
@@ -120,17 +132,17 @@ def test_runs_repeat_bit_for_bit(driver, sft_mode, tmp_path):
 def test_the_native_hook_is_never_beside_ours(run, mode):
     noisy = run(mode, neftune_noise_alpha=ALPHA)
     for step in noisy.steps:
-        neftune = [hook for hook in step["hooks"] if "neftune" in hook]
+        neftune = neftune_hooks(step["hooks"])
         assert len(neftune) == 1
         assert neftune[0].startswith("neftune_plugins.")
-    assert not [hook for hook in noisy.hooks_after if "neftune" in hook]
+    assert not neftune_hooks(noisy.hooks_after)
 
 
-def test_switched_off_the_native_hook_is_as_it_was(run, native_mode):
+def test_without_us_the_native_hook_is_as_it_was(run, driver, native_mode):
     """And the probe tells native noise from ours: it is on padding, or of another length's magnitude."""
-    stock = run(native_mode, stock=True, neftune_noise_alpha=ALPHA)
+    stock = run(native_mode, stock=True, neftune_noise_alpha=int(ALPHA))
     for step in stock.steps:
-        assert [hook.rsplit(".", 1)[1] for hook in step["hooks"] if "neftune" in hook] == ["neftune_post_forward_hook"]
+        assert [hook.rsplit(".", 1)[1] for hook in neftune_hooks(step["hooks"])] == [driver.native_hook]
     assert trained(stock)[0].noise.any()
     assert not torch.equal(trained(stock)[0].noise, trained(run(native_mode, neftune_noise_alpha=ALPHA))[0].noise)
 
@@ -213,16 +225,18 @@ def test_what_is_saved_holds_nothing_of_ours(driver, sft_mode, tmp_path):
     for name in weights:
         assert load_file(noisy.saved / name).keys() == load_file(clean.saved / name).keys()
     for name in names:
-        if name.suffix in {".bin", ".json", ".pt", ".pth", ".safetensors"}:
+        if name.suffix in {".bin", ".json", ".pt", ".pth", ".safetensors", ".yaml"}:
             content = (noisy.saved / name).read_bytes()
-            for package in (b"neftune_plugins", b"neftune_transformers", b"neftune_axolotl"):
-                assert package not in content, name
+            for package in PACKAGES:
+                assert package.encode() not in content, name
 
 
 def test_a_saved_model_loads_where_the_package_is_absent(driver, tmp_path):
     run = driver.train(driver.sft_modes[0], {"neftune_noise_alpha": ALPHA}, folder=tmp_path, save=True)
     script = (
-        "import sys; sys.modules.update(dict.fromkeys(['neftune_plugins', 'neftune_transformers', 'neftune_axolotl']));"
+        # Its metadata are there all the same, and tell torch to load it.
+        "import os, sys; os.environ['TORCH_DEVICE_BACKEND_AUTOLOAD'] = '0';"
+        f"sys.modules.update(dict.fromkeys({PACKAGES}));"
         "import torch; from transformers import AutoModelForCausalLM;"
         f"model = AutoModelForCausalLM.from_pretrained({str(run.saved)!r}).train(); ids = torch.arange(5)[None];"
         "embedding = model.get_input_embeddings(); model(ids); assert not embedding._forward_hooks;"

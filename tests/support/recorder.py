@@ -48,16 +48,34 @@ class Run:
         return [float(entry["loss"]) for entry in self.logs if "loss" in entry]
 
 
-class Recorder(TrainerCallback):
-    """Attaches the probe at the first step, so behind every hook that was there before; with `folder`, writes
-    record.json and probe.pt into it after each step. `at_step_end(model, step)` is called where given."""
+class StepRecord:
+    """What is written down of a run, with `folder` into record.json and probe.pt in it after each step.
+    `at_step_end(model, step)` is called where given."""
 
     def __init__(self, folder: Path | None = None, at_step_end: AtStepEnd | None = None) -> None:
         self.folder = folder
         self.at_step_end = at_step_end
         self.probe = Probe()
-        self.attached = False
         self.record: dict[str, Any] = {"steps": [], "logs": [], "weights": None, "hooks_after": None}
+
+    def end_step(self, model: nn.Module, step: int) -> None:
+        """To be called when `step` steps of the optimiser are done."""
+        rng = hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest()
+        self.record["steps"].append({"step": step, "rng": rng, "hooks": embedding_hooks(model)})
+        if self.at_step_end is not None:
+            self.at_step_end(model, step)
+        self.write()
+
+    def write(self) -> None:
+        if self.folder is not None:
+            self.probe.save(self.folder / "probe.pt")
+            (self.folder / "record.json").write_text(json.dumps(self.record, default=str))
+
+
+class Recorder(StepRecord, TrainerCallback):
+    """Attaches the probe at the first step, so behind every hook that was there before."""
+
+    attached = False
 
     def on_step_begin(self, args: Any, state: Any, control: Any, *, model: nn.Module, **_: Any) -> None:
         if not self.attached:
@@ -66,11 +84,7 @@ class Recorder(TrainerCallback):
         self.probe.global_step = state.global_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, *, model: nn.Module, **_: Any) -> None:
-        rng = hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest()
-        self.record["steps"].append({"step": state.global_step, "rng": rng, "hooks": embedding_hooks(model)})
-        if self.at_step_end is not None:
-            self.at_step_end(model, state.global_step)
-        self.write()
+        self.end_step(model, state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         self.record["logs"].append({"step": state.global_step, **(logs or {})})
@@ -79,11 +93,6 @@ class Recorder(TrainerCallback):
         self.record["weights"] = weights_hash(model)
         self.probe.detach()
         self.write()
-
-    def write(self) -> None:
-        if self.folder is not None:
-            self.probe.save(self.folder / "probe.pt")
-            (self.folder / "record.json").write_text(json.dumps(self.record, default=str))
 
 
 def read_run(folder: Path) -> Run:

@@ -64,6 +64,7 @@ class TransformersDriver:
     modes = SFT_MODES + DPO_MODES
     sft_modes = ("trainer", "sft_lora")
     native_modes = modes
+    native_hook = "neftune_post_forward_hook"
     reference_modes = ("dpo_lora",)
     seed = 42
 
