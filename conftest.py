@@ -4,4 +4,4 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--driver", help="framework that the conformance suite tests: transformers or axolotl")
+    parser.addoption("--driver", help="framework that the conformance suite tests: transformers, axolotl, ludwig or llamafactory")

@@ -1,7 +1,7 @@
 """Noisy embedding fine-tuning (NEFTune, arXiv 2310.05914): the core, which knows no framework."""
 
+from neftune_autoload import enabled
 from neftune_plugins.config import NoiseConfig
-from neftune_plugins.environment import enabled
 from neftune_plugins.errors import NEFTuneError, NoiseConfigError, NoiseNotAppliedError
 from neftune_plugins.framework import DemoOptions, Framework
 from neftune_plugins.hookspecs import hookimpl

@@ -84,11 +84,7 @@ class NoiseConfig:
         does not exist, and for companion keys without `neftune_noise_alpha`.
         """
         names = {key(field): field.name for field in dataclasses.fields(cls)}
-        ours = {
-            name: value
-            for name, value in keys.items()
-            if str(name).lower().startswith("neftune") or difflib.get_close_matches(str(name), names, cutoff=0.85)
-        }
+        ours = {name: value for name, value in keys.items() if looks_like_ours(name)}
         for name, value in ours.items():
             if name not in names:
                 raise NoiseConfigError(f"{name}: there is no such key (value {value!r}){_guess(name, names)}")
@@ -103,9 +99,35 @@ class NoiseConfig:
         return cls(**given)
 
 
+def resolve(keys: Mapping[str, Any], given: Mapping[str, Any]) -> NoiseConfig | None:
+    """The configuration from a framework's keys and from what was `given` to a callback, by the names of the fields.
+
+    Raises NoiseConfigError as `NoiseConfig.from_keys` does, and where both say something different; TypeError for a
+    name that no field has.
+    """
+    fields = {field.name: key(field) for field in dataclasses.fields(NoiseConfig)}
+    for name, value in given.items():
+        if name not in fields:
+            raise TypeError(f"NEFTuneCallback has no argument {name!r}; it has {', '.join(fields)}")
+        found = keys.get(fields[name])
+        if found is not None and value is not None and found != value:
+            raise NoiseConfigError(
+                f"{fields[name]}: {found!r} in the configuration, but {value!r} in NEFTuneCallback; give it in one "
+                "place"
+            )
+    explicit = {fields[name]: value for name, value in given.items() if value is not None}
+    return NoiseConfig.from_keys({**keys, **explicit})
+
+
 def key(field: "dataclasses.Field[Any]") -> str:
     """The configuration key of a field of `NoiseConfig`."""
     return str(field.metadata["key"])
+
+
+def looks_like_ours(name: object) -> bool:
+    """Whether a key is one of ours, or was meant to be."""
+    names = [key(field) for field in dataclasses.fields(NoiseConfig)]
+    return str(name).lower().startswith("neftune") or bool(difflib.get_close_matches(str(name), names, cutoff=0.85))
 
 
 def _error(name: str, value: object, problem: str) -> NoiseConfigError:

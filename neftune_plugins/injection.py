@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from neftune_plugins.config import NoiseConfig
 from neftune_plugins.errors import NoiseNotAppliedError
-from neftune_plugins.layout import Batch, Layout
+from neftune_plugins.layout import Batch, Layout, LayoutReader
 from neftune_plugins.manager import layout_readers, noise_types, plugin_manager
 from neftune_plugins.noise import add_noise, add_noise_, stream_key, token_keys, token_scales
 
@@ -27,13 +27,19 @@ _MAX_RECOMPUTABLE = 64
 
 
 def install(
-    model: nn.Module, config: NoiseConfig, *, seed: int | None = None, pad_token_id: int | None = None
+    model: nn.Module,
+    config: NoiseConfig,
+    *,
+    seed: int | None = None,
+    pad_token_id: int | None = None,
+    layout_reader: LayoutReader | None = None,
 ) -> "Handle":
     """Noise the input embeddings of `model` while it trains (arXiv 2310.05914).
 
     model: any torch module with `get_input_embeddings()`, wrapped or not, whose forward takes `input_ids`.
     seed: of the noise, where the configuration gives none; 0 where neither does.
     pad_token_id: as the batches are padded; by default what the model's configuration says.
+    layout_reader: asked for the examples of a batch before those of the plugins.
 
     Noise enters where the outermost forward runs in training mode with gradients enabled: not in evaluation,
     generation, or a reference model's forward. Installing again replaces what was installed before.
@@ -52,7 +58,7 @@ def install(
         for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
             if isinstance(hook, _Hook):
                 hook.noise.handle.remove()
-    handle = Handle(model, config, embeddings, seed or 0, pad_token_id)
+    handle = Handle(model, config, embeddings, seed or 0, pad_token_id, layout_reader)
     plugin_manager().hook.neftune_installed(handle=handle)
     return handle
 
@@ -72,6 +78,7 @@ class Handle:
         embeddings: Sequence[nn.Module],
         seed: int,
         pad_token_id: int | None,
+        layout_reader: LayoutReader | None,
     ) -> None:
         self.model = model
         self.config = config
@@ -82,7 +89,9 @@ class Handle:
                 f"neftune_embeddings gave {', '.join(strangers)}, which is no module of {type(model).__name__}"
             )
         self.embeddings = [names[embedding] for embedding in embeddings]
-        self._noise = _Noise(self, seed if config.seed is None else config.seed, pad_token_id)
+        self._pad_token_id = _pad_token_id(model) if pad_token_id is None else pad_token_id
+        self._readers = layout_readers() if layout_reader is None else (layout_reader, *layout_readers())
+        self._noise = _Noise(self, seed if config.seed is None else config.seed)
         self._hooks: list[RemovableHandle] = []
         decoder = _decoder(model)
         inside_decoder = set() if decoder is None else set(decoder.modules())
@@ -114,6 +123,21 @@ class Handle:
     def installed(self) -> bool:
         """False once removed."""
         return bool(self._hooks)
+
+    def __str__(self) -> str:
+        return (
+            f"neftune_noise_alpha: {self.config.alpha:g} is taken over by neftune-plugins, the native hook is off; "
+            f"noise in {', '.join(self.embeddings)}, {self.config}"
+        )
+
+    def layout(self, batch: Batch) -> Layout:
+        """The examples of a batch, given as the arguments of the model's forward by name."""
+        batch = {"pad_token_id": self._pad_token_id, **batch}
+        for reader in self._readers:
+            layout = reader(batch)
+            if layout is not None:
+                return layout
+        raise AssertionError("the built-in reader knows every batch")
 
     def remove(self) -> None:
         """Take the noise out of the model, which is then as it was before. Does nothing the second time."""
@@ -160,15 +184,13 @@ class _Calls(threading.local):
 class _Noise:
     """The state behind the hooks of one installation."""
 
-    def __init__(self, handle: Handle, seed: int, pad_token_id: int | None) -> None:
+    def __init__(self, handle: Handle, seed: int) -> None:
         self.handle = handle
         config = handle.config
         self.noise_type = noise_types()[config.type]
         self.alpha = float(config.alpha)
         self.padded_length = config.length == "padded"
         self.keys = (stream_key(seed, 0), stream_key(seed, 1))
-        self.readers = layout_readers()
-        self.pad_token_id = _pad_token_id(handle.model) if pad_token_id is None else pad_token_id
         # A tensor, so that a compiled graph takes it as an input and is not compiled again when it changes.
         self.step = torch.full((), -1, dtype=torch.int64)
         self.counts_forwards = True
@@ -225,20 +247,12 @@ class _Noise:
         if frame is None:
             return output
         frame.applied = stack[-1].applied = True
-        batch = {**frame.batch, "pad_token_id": self.pad_token_id, "is_decoder": bool(frame.stream)}
-        layout = self._layout(batch)
-        keys = token_keys(batch["input_ids"], layout, self.keys[frame.stream], self.step)
+        layout = self.handle.layout({**frame.batch, "is_decoder": bool(frame.stream)})
+        keys = token_keys(frame.batch["input_ids"], layout, self.keys[frame.stream], self.step)
         scales = token_scales(layout, output.shape[-1], self.alpha, padded_length=self.padded_length)
         if not torch.compiler.is_compiling():
             self.recomputable.append((input_ids, keys, scales))
         return self._add(embedding, output, keys, scales)
-
-    def _layout(self, batch: Batch) -> Layout:
-        for reader in self.readers:
-            layout = reader(batch)
-            if layout is not None:
-                return layout
-        raise AssertionError("the built-in reader knows every batch")
 
     def _recomputable(self, input_ids: Tensor) -> tuple[Tensor, Tensor] | None:
         for ids, keys, scales in reversed(self.recomputable):

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from neftune_plugins.hookspecs import hookimpl
-from neftune_plugins.layout import read_layout
 
 if TYPE_CHECKING:
     from neftune_plugins.injection import Handle
+    from neftune_plugins.layout import Layout
 
 VARIABLE = "NEFTUNE_REPORT"
 
@@ -47,9 +47,8 @@ class Report:
         class Measure(InertHook):
             def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
                 if module.training and torch.is_grad_enabled():
-                    report._write(
-                        handle.step, batch | {"input_ids": args[0]}, type(module).forward(module, *args), output
-                    )
+                    layout = handle.layout(batch | {"input_ids": args[0]})
+                    report._write(handle.step, layout, type(module).forward(module, *args), output)
 
         self._hooks[handle] = [handle.model.register_forward_pre_hook(Remember(), with_kwargs=True)]
         for name in handle.embeddings:
@@ -61,9 +60,8 @@ class Report:
             hook.remove()
 
     @torch.no_grad()
-    def _write(self, step: int, batch: dict[str, Any], clean: Tensor, noisy: Tensor) -> None:
+    def _write(self, step: int, layout: Layout, clean: Tensor, noisy: Tensor) -> None:
         noise_BLD = noisy.double() - clean.double()
-        layout = read_layout(batch)
         with self.path.open("a") as file:
             for row, noise_LD in enumerate(noise_BLD):
                 real_L, example_L = layout.real_BL[row], layout.example_BL[row]

@@ -8,14 +8,15 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils.logging import get_logger
 
-from neftune_plugins import Handle, NoiseConfig, NoiseConfigError, enabled, install
+from neftune_plugins import Handle, NoiseConfig, enabled, install
+from neftune_plugins.config import resolve
 
 
 class NEFTuneCallback(TrainerCallback):
     """Noisy embeddings (arXiv 2310.05914) for `Trainer(callbacks=[NEFTuneCallback()])` and TRL's trainers.
 
     alpha: `neftune_noise_alpha`. Left out, it is that of TrainingArguments; null in both places is no noise.
-    others: the further fields of `NoiseConfig`.
+    others: the further fields of `NoiseConfig`, for TrainingArguments that do not have them.
 
     It takes the place of the Trainer's own hook, which is never on beside it. The noise follows the global step and,
     unless a seed is given, `TrainingArguments.seed`: a resumed run draws what the uninterrupted one would have drawn.
@@ -28,30 +29,15 @@ class NEFTuneCallback(TrainerCallback):
     logger: Any = get_logger("transformers.neftune")
 
     def __init__(self, alpha: float | None = None, **others: Any) -> None:
-        self._alpha = alpha
-        self._others = others
+        self._given = {"alpha": alpha, **others}
         self._handle: Handle | None = None
         if alpha is not None and enabled():
-            NoiseConfig(alpha=alpha, **others)  # a bad value is told here, not when the run begins
+            resolve({}, self._given)  # a bad value is told here, not when the run begins
         _let_callbacks_surround_training()
 
     def config(self, args: TrainingArguments) -> NoiseConfig | None:
         """The configuration for a run with these arguments; None for no noise."""
-        native = args.neftune_noise_alpha
-        if self._alpha is not None and native is not None and self._alpha != native:
-            raise NoiseConfigError(
-                f"neftune_noise_alpha: {native!r} in TrainingArguments, but {self._alpha!r} in NEFTuneCallback; give "
-                "it in one place"
-            )
-        alpha = native if self._alpha is None else self._alpha
-        if alpha is not None:
-            return NoiseConfig(alpha=alpha, **self._others)
-        if self._others:
-            raise NoiseConfigError(
-                f"NEFTuneCallback({', '.join(self._others)}) without neftune_noise_alpha has no effect; set "
-                "TrainingArguments(neftune_noise_alpha=5) or NEFTuneCallback(alpha=5)"
-            )
-        return None
+        return resolve(vars(args), self._given)
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if enabled():
@@ -69,12 +55,7 @@ class NEFTuneCallback(TrainerCallback):
         self._handle = install(kwargs["model"], config, seed=args.seed, pad_token_id=pad_token_id)
         self._handle.step = state.global_step
         if state.is_world_process_zero:
-            self.logger.info(
-                "neftune_noise_alpha: %g is taken over by neftune-plugins, the native hook is off; noise in %s, %s",
-                config.alpha,
-                ", ".join(self._handle.embeddings),
-                config,
-            )
+            self.logger.info(str(self._handle))
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 
 from tests.axolotl.configs import MODES, base_config
 from tests.axolotl.runs import run_axolotl
+from tests.conformance import golden
 from tests.support.recorder import AtStepEnd, Run
 
 RL_MODES = ("dpo", "dpo_lora", "orpo", "kto")
@@ -57,7 +59,8 @@ class AxolotlDriver:
     native_modes = tuple(mode for mode in MODES if mode not in RL_MODES)
     native_hook = "neftune_post_forward_hook"
     reference_modes = ("dpo_lora", "kto")
-    seed = 42
+    golden_modes = ("sft",)
+    seed = golden.SEED
     pad_id = 0
 
     def __init__(self, folder: Path) -> None:
@@ -88,6 +91,19 @@ class AxolotlDriver:
                 run = run_axolotl(config if stock else with_plugin(config), folder)
         run.saved = folder / "out"
         return run
+
+    def train_golden(self, mode: str, examples: Sequence[golden.Golden], model: Path, folder: Path) -> Run:
+        folder.mkdir(parents=True)
+        rows = [{"input_ids": e.ids, "attention_mask": [1] * len(e.ids), "labels": e.ids} for e in examples]
+        data = folder / "tokenized.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        config = base_config(model, mode) | {
+            "datasets": [{"path": str(data), "ds_type": "json", "type": None}],
+            "neftune_noise_alpha": golden.ALPHA,
+            "micro_batch_size": len(examples),
+            "max_steps": 1,
+        }
+        return run_axolotl(with_plugin(config), folder)
 
     @contextlib.contextmanager
     def loads_model(self) -> Iterator[list[str]]:

@@ -16,15 +16,15 @@ def make_driver(config: pytest.Config) -> Driver:
         torch.set_num_threads(1)  # sums over several threads differ from run to run
         name = config.getoption("--driver")
         if name is None:
-            raise pytest.UsageError("tests/conformance needs --driver transformers or --driver axolotl")
+            raise pytest.UsageError("tests/conformance needs --driver NAME, a folder of tests such as transformers")
         config._neftune_driver = importlib.import_module(f"tests.{name}.driver").make_driver()
     return config._neftune_driver
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    for fixture, modes in (("mode", "modes"), ("sft_mode", "sft_modes"), ("native_mode", "native_modes")):
+    for fixture in ("mode", "sft_mode", "native_mode", "golden_mode"):
         if fixture in metafunc.fixturenames:
-            metafunc.parametrize(fixture, getattr(make_driver(metafunc.config), modes))
+            metafunc.parametrize(fixture, getattr(make_driver(metafunc.config), f"{fixture}s"))
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from tests.conformance.golden import Golden
 from tests.support.recorder import AtStepEnd, Run
 
 
@@ -18,6 +19,7 @@ class Driver(Protocol):
     native_modes: those of `modes` in which the framework's own hook is on.
     native_hook: name of that hook's function.
     reference_modes: those of `modes` in which the trained model also makes reference or KL forwards.
+    golden_modes: names of the ways in which it trains on given examples.
     seed: of the runs.
     pad_id: of the tokenizer.
     weight: (V, D) input embedding of the model before training.
@@ -29,6 +31,7 @@ class Driver(Protocol):
     native_modes: tuple[str, ...]
     native_hook: str
     reference_modes: tuple[str, ...]
+    golden_modes: tuple[str, ...]
     seed: int
     pad_id: int
     weight: Any
@@ -49,6 +52,10 @@ class Driver(Protocol):
         keys: `neftune_*` keys. stock: as if this package were not installed. evaluate: at every step. save: the
         trained model into `run.saved`. Raises what the framework raises.
         """
+        ...
+
+    def train_golden(self, mode: str, examples: Sequence[Golden], model: Path, folder: Path) -> Run:
+        """A run of one step whose batch are the `examples`, on that model, with `golden.ALPHA` and `golden.SEED`."""
         ...
 
     def loads_model(self) -> Any:

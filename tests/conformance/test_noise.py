@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.conformance.golden import digest, golden_examples, golden_model
 from tests.support import specification
 from tests.support.bad_values import BAD_VALUES
 from tests.support.probe import Call, Example, find_causal_model, padding_noise, per_example, ratio
@@ -69,6 +70,17 @@ def test_noise_is_bit_for_bit_the_specified_one(run, driver, mode):
         else:
             torch.testing.assert_close(example.noise, want, rtol=0, atol=2e-7)
     assert checked
+
+
+def test_the_same_examples_have_the_same_noise_in_every_framework(driver, golden_mode, tmp_path):
+    golden = golden_examples()
+    run = driver.train_golden(golden_mode, golden, golden_model(tmp_path), tmp_path / "run")
+    found = {
+        tuple(example.ids.tolist()): digest(example.noise)
+        for call, example in examples(trained(run), driver.pad_id)
+        if call.global_step == 0
+    }
+    assert found == {tuple(example.ids): example.noise for example in golden}
 
 
 def test_padding_is_exactly_clean(run, driver, mode):

@@ -1,5 +1,6 @@
 """A wheel built from a clean clone, in an empty environment."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 UV = str(Path(sys.executable).with_name("uv"))
-PACKAGES = ["neftune_plugins", "neftune_transformers", "neftune_axolotl"]
+ADAPTERS = ["neftune_axolotl", "neftune_llamafactory", "neftune_ludwig", "neftune_transformers"]
+PACKAGES = ["neftune_autoload", "neftune_plugins", *ADAPTERS]
 
 
 def run(*command: str, cwd: Path) -> str:
@@ -40,7 +42,7 @@ def python(wheel: Path) -> str:
 
 def test_it_holds_all_packages_their_data_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    tracked = run("git", "ls-files", "neftune_plugins", "adapters", cwd=ROOT).splitlines()
+    tracked = run("git", "ls-files", "neftune_autoload", "neftune_plugins", "adapters", cwd=ROOT).splitlines()
     files = {name for name in names if not name.split("/")[0].endswith(".dist-info")}
     assert files == {name.removeprefix("adapters/") for name in tracked}
     assert {name.split("/")[0] for name in files} == set(PACKAGES)
@@ -51,9 +53,10 @@ def test_it_holds_all_packages_their_data_and_nothing_else(wheel):
 
 def test_the_base_install_is_light_and_imports_no_framework(python, wheel):
     script = (
-        "import sys, neftune_plugins, neftune_axolotl; from neftune_plugins.manager import frameworks, noise_types;"
-        "assert list(frameworks()) == ['axolotl'] and len(noise_types()) == 3;"
-        "assert not {'transformers', 'axolotl', 'trl', 'pydantic'} & set(sys.modules);"
+        "import sys, neftune_plugins, neftune_axolotl, neftune_llamafactory, neftune_ludwig;"
+        "from neftune_plugins.manager import frameworks, noise_types;"
+        "assert sorted(frameworks()) == ['axolotl', 'llamafactory', 'ludwig'] and len(noise_types()) == 3;"
+        "assert not {'transformers', 'axolotl', 'ludwig', 'llamafactory', 'trl', 'pydantic'} & set(sys.modules);"
         "import importlib.metadata as m; print(*sorted(m.requires('neftune-plugins')), sep='\\n')"
     )
     requirements = run(python, "-c", script, cwd=wheel.parent).splitlines()
@@ -63,12 +66,27 @@ def test_the_base_install_is_light_and_imports_no_framework(python, wheel):
 def test_its_entry_points_and_its_command_are_there(python, wheel):
     script = (
         "from importlib.metadata import entry_points as e;"
-        "print([p.value for p in e(group='neftune_plugins')], [p.value for p in e(group='axolotl.plugins')])"
+        "print([sorted(p.value for p in e(group=g)) for g in ('neftune_plugins', 'axolotl.plugins', 'torch.backends')])"
     )
     shown = run(python, "-c", script, cwd=wheel.parent)
-    assert shown.strip() == "['neftune_axolotl.framework'] ['neftune_axolotl:NEFTunePlugin']"
+    assert ast.literal_eval(shown) == [
+        ["neftune_axolotl.framework", "neftune_llamafactory.framework", "neftune_ludwig.framework"],
+        ["neftune_axolotl:NEFTunePlugin"],
+        ["neftune_llamafactory.autoload:register", "neftune_ludwig.autoload:register"],
+    ]
     assert run(str(Path(python).with_name("neftune")), "--version", cwd=wheel.parent).strip() in wheel.name
     assert "demo" in run(python, "-m", "neftune_plugins", "--help", cwd=wheel.parent)
+
+
+def test_importing_torch_imports_no_more_of_it_than_the_autoload(python, wheel):
+    script = "import sys, torch; print(sorted(name for name in sys.modules if name.startswith('neftune')))"
+    assert ast.literal_eval(run(python, "-c", script, cwd=wheel.parent)) == [
+        "neftune_autoload",
+        "neftune_llamafactory",
+        "neftune_llamafactory.autoload",
+        "neftune_ludwig",
+        "neftune_ludwig.autoload",
+    ]
 
 
 def test_a_noisy_forward_works_in_it(python, wheel):

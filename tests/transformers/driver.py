@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from transformers import (
 )
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from tests.conformance import golden
 from tests.support.recorder import AtStepEnd, Recorder, Run, embedding_hooks
 from tests.support.texts import answer, question
 
@@ -66,7 +67,8 @@ class TransformersDriver:
     native_modes = modes
     native_hook = "neftune_post_forward_hook"
     reference_modes = ("dpo_lora",)
-    seed = 42
+    golden_modes = ("trainer",)
+    seed = golden.SEED
 
     def __init__(self, folder: Path) -> None:
         self.model = make_tiny_model(folder / "model")
@@ -164,6 +166,28 @@ class TransformersDriver:
             trainer.save_model()
         recorder.record["hooks_after"] = embedding_hooks(trainer.model)
         return Run(calls=recorder.probe.calls, **recorder.record, saved=Path(trainer.args.output_dir))
+
+    def train_golden(self, mode: str, examples: Sequence[golden.Golden], model: Path, folder: Path) -> Run:
+        recorder = Recorder()
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        arguments = TrainingArguments(
+            output_dir=str(folder),
+            neftune_noise_alpha=golden.ALPHA,
+            seed=golden.SEED,
+            max_steps=1,
+            per_device_train_batch_size=len(examples),
+            report_to="none",
+            save_strategy="no",
+            use_cpu=True,
+        )
+        Trainer(
+            model=AutoModelForCausalLM.from_pretrained(model),
+            args=arguments,
+            train_dataset=Dataset.from_list([{"input_ids": example.ids} for example in examples]),
+            data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+            callbacks=[NEFTuneCallback(), recorder],
+        ).train()
+        return Run(calls=recorder.probe.calls, **recorder.record)
 
     @contextlib.contextmanager
     def loads_model(self) -> Iterator[list[str]]:

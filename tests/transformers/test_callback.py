@@ -154,13 +154,13 @@ def test_a_bad_value_is_told_when_the_callback_is_made(value):
 
 def test_two_alphas_are_one_too_many(driver, tmp_path):
     with pytest.raises(
-        NoiseConfigError, match=r"neftune_noise_alpha: 5\.0 in TrainingArguments, but 7 in NEFTuneCallb"
+        NoiseConfigError, match=r"neftune_noise_alpha: 5\.0 in the configuration, but 7 in NEFTuneCallb"
     ):
         driver.trainer("trainer", KEYS, tmp_path, callbacks=[NEFTuneCallback(alpha=7)], stock=True)
 
 
 def test_companions_without_alpha_are_an_error(driver, tmp_path):
-    with pytest.raises(NoiseConfigError, match=r"NEFTuneCallback\(type\) without neftune_noise_alpha has no effect"):
+    with pytest.raises(NoiseConfigError, match=r"neftune_noise_type without neftune_noise_alpha has no effect"):
         driver.trainer("trainer", {}, tmp_path, callbacks=[NEFTuneCallback(type="gaussian")], stock=True)
 
 

@@ -1,0 +1,17 @@
+"""NEFTune for Ludwig: found by itself when Ludwig runs (docs/autoload.md), or given as a callback."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from neftune_ludwig.callback import NEFTuneCallback
+
+__all__ = ["NEFTuneCallback"]
+
+
+def __getattr__(name: str) -> Any:
+    # Not at import: every process that imports torch imports this module.
+    if name in __all__:
+        from neftune_ludwig import callback
+
+        return getattr(callback, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,15 @@
+"""What `import torch` runs; imports nothing of Ludwig."""
+
+from neftune_autoload import after_import
+
+
+def register() -> None:
+    """Entry point of the group `torch.backends`."""
+    after_import(
+        {
+            "ludwig.schema.llms.model_parameters": "neftune_ludwig.schema:add_keys",
+            "ludwig.schema.model_types.base": "neftune_ludwig.schema:check_keys",
+            "ludwig.models.llm": "neftune_ludwig.callback:leave_out_native_hook",
+            "ludwig.trainers.trainer": "neftune_ludwig.callback:add_callback",
+        }
+    )

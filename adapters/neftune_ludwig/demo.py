@@ -1,0 +1,65 @@
+"""Ludwig's part of `neftune demo`."""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from neftune_transformers.demo import Training, run
+from transformers import AutoTokenizer
+
+from neftune_plugins import DemoOptions
+
+CONFIG = """\
+model_type: llm
+base_model: {model}
+input_features:
+  - {{name: prompt, type: text}}
+output_features:
+  - {{name: answer, type: text}}
+preprocessing:
+  global_max_sequence_length: 512
+  split: {{probabilities: [1.0, 0.0, 0.0]}}
+model_parameters:
+  {line}
+trainer:
+  type: finetune
+  batch_size: 4
+  gradient_accumulation_steps: 1
+  learning_rate: {rate}
+  learning_rate_scheduler: {{decay: cosine, warmup_fraction: 0.07}}
+  skip_all_evaluation: true
+  {length}
+backend: {{type: local}}
+"""
+
+
+def demo(options: DemoOptions) -> None:
+    """Train with `ludwig train`."""
+    run(options, _prepare)
+
+
+def _prepare(options: DemoOptions, model: Path, data: Path) -> Training:
+    # Ludwig keeps tokenised data beside the dataset and uses it again, for whatever model.
+    output = Path(tempfile.mkdtemp(prefix="ludwig-", dir=options.folder))
+    dataset = output / "train.jsonl"
+    _write_columns(data, dataset, model)
+    line = f"neftune_noise_alpha: {options.alpha:g}"
+    length = "epochs: 1" if options.steps is None else f"train_steps: {options.steps}"
+    # A tiny model is random and learns from scratch.
+    rate = "0.001" if options.tiny else "0.00001"
+    config = options.folder / "ludwig.yaml"
+    config.write_text(CONFIG.format(model=model, line=line, rate=rate, length=length))
+    command = [str(Path(sys.executable).with_name("ludwig")), "train", "--config", str(config)]
+    command += ["--dataset", str(dataset), "--output_directory", str(output), "--skip_save_progress"]
+    return Training(config, line, command, output / "experiment_run" / "model" / "model_weights")
+
+
+def _write_columns(messages: Path, dataset: Path, model: Path) -> None:
+    """Ludwig joins a prompt and an answer, and knows no chat template."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    with dataset.open("w") as file:
+        for line in messages.read_text().splitlines():
+            question, answer = json.loads(line)["messages"]
+            prompt = tokenizer.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
+            file.write(json.dumps({"prompt": prompt, "answer": answer["content"]}) + "\n")

@@ -1,0 +1,94 @@
+"""Patches for frameworks that load no plugins, and the switch that leaves frameworks as they come.
+
+PyTorch calls the entry points of the group `torch.backends` at the end of `import torch`. An adapter's entry point says
+here which modules of its framework it has to patch; each is patched right after its import, if that ever comes. All of
+this is the standard library's: it runs in every process of an environment that imports torch.
+"""
+
+import copy
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+VARIABLE = "NEFTUNE_PLUGINS"
+
+
+def enabled() -> bool:
+    """False where the environment says NEFTUNE_PLUGINS=0: then the frameworks' own NEFTune is left alone."""
+    return os.environ.get(VARIABLE, "1") != "0"
+
+
+def after_import(patches: Mapping[str, str]) -> None:
+    """Have modules patched as soon as they have been imported.
+
+    patches: name of a module -> `package.module:function`, which is imported and called with the module, then.
+
+    Does nothing where NEFTUNE_PLUGINS=0. Never raises, and neither does a patch: what goes wrong is logged as an error,
+    for then the framework does not know the keys.
+    """
+    if not enabled():
+        return
+    sys.meta_path.insert(0, _Finder(patches))
+    for name, patch in patches.items():
+        if sys.modules.get(name) is not None:
+            _apply(patch, name, sys.modules[name], executed=False)
+
+
+class _Finder:
+    """Finds the modules that are to be patched, as the other finders would, and adds the patch to their execution."""
+
+    def __init__(self, patches: Mapping[str, str]) -> None:
+        self.patches = patches
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name not in self.patches:
+            return None
+        others = (finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec"))
+        spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
+        if spec is not None and spec.loader is not None:
+            try:
+                _patch_loader(spec, self.patches[name])
+            except Exception as error:
+                _log(name, error)
+        return spec
+
+
+def _patch_loader(spec: ModuleSpec, patch: str) -> None:
+    original = spec.loader
+    assert original is not None
+    execute = original.exec_module
+
+    def exec_module(module: ModuleType) -> None:
+        module.__loader__ = spec.loader = original
+        execute(module)
+        _apply(patch, spec.name, module, executed=True)
+
+    spec.loader = copy.copy(original)  # one loader may serve many modules
+    spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+
+
+def _apply(patch: str, name: str, module: ModuleType, *, executed: bool) -> None:
+    try:
+        if not executed and getattr(getattr(module, "__spec__", None), "_initializing", False):
+            raise ImportError("its import had begun before that of torch; import torch first")
+        home, function = patch.split(":")
+        getattr(importlib.import_module(home), function)(module)
+    except Exception as error:
+        _log(name, error)
+
+
+def _log(name: str, error: Exception) -> None:
+    logging.getLogger(__name__).error(
+        "neftune-plugins could not patch %s (%s: %s): what it adds to the key neftune_noise_alpha is not there in "
+        "this process. %s=0 leaves the framework as it comes, without this message.",
+        name,
+        type(error).__name__,
+        error,
+        VARIABLE,
+    )
