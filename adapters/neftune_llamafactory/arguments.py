@@ -1,0 +1,34 @@
+"""The keys on LLaMA-Factory's TrainingArguments, of the classic path and of V1."""
+
+import dataclasses
+from typing import Any
+
+from neftune_plugins import NoiseConfig, enabled
+from neftune_plugins.config import key
+
+
+def add_keys(module: Any) -> None:
+    """Patch a `training_args` module: its class gets our fields, and checks them when it is made, which is before the
+    model loads. Pickles of it load without this package."""
+    original = module.TrainingArguments
+
+    def check_and_post_init(self: Any) -> None:
+        if enabled():
+            NoiseConfig.from_keys(vars(self))
+        original.__post_init__(self)
+
+    patched = dataclasses.make_dataclass(
+        original.__name__,
+        [
+            (
+                key(field),
+                field.metadata["annotation"],
+                dataclasses.field(default=None, metadata={"help": field.metadata["help"]}),
+            )
+            for field in dataclasses.fields(NoiseConfig)
+        ],
+        bases=(original,),
+        namespace={"__post_init__": check_and_post_init, "__doc__": original.__doc__},
+    )
+    patched.__module__, patched.__qualname__ = original.__module__, original.__qualname__
+    module.TrainingArguments = patched

@@ -1,0 +1,15 @@
+"""What `import torch` runs; imports nothing of LLaMA-Factory."""
+
+from neftune_autoload import after_import
+
+
+def register() -> None:
+    """Entry point of the group `torch.backends`."""
+    # torchrun starts with llamafactory.train.tuner, which is half imported when it comes to torch: no patch for it.
+    after_import(
+        {
+            "llamafactory.hparams.training_args": "neftune_llamafactory.classic:patch",
+            "llamafactory.v1.config.training_args": "neftune_llamafactory.arguments:add_keys",
+            "llamafactory.v1.core.base_trainer": "neftune_llamafactory.v1:patch",
+        }
+    )

@@ -1,0 +1,15 @@
+"""The classic path: trainers of transformers and TRL."""
+
+from typing import Any
+
+import transformers.trainer
+from neftune_transformers import NEFTuneCallback
+
+from neftune_llamafactory.arguments import add_keys
+
+
+def patch(module: Any) -> None:
+    """Patch `llamafactory.hparams.training_args`, and give every trainer of the process the callback. It does nothing
+    unless the arguments ask for noise."""
+    add_keys(module)
+    transformers.trainer.DEFAULT_CALLBACKS.append(NEFTuneCallback)  # type: ignore[arg-type]

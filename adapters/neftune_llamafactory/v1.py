@@ -1,0 +1,73 @@
+"""V1, which has trainers and callbacks of its own, and no NEFTune."""
+
+import functools
+from typing import Any
+
+from llamafactory.v1.config import TrainingArguments
+from llamafactory.v1.utils import logging
+from llamafactory.v1.utils.callbacks import TrainerCallback, TrainerState
+
+from neftune_plugins import Handle, enabled, install
+from neftune_plugins.config import resolve
+
+_log = logging.get_logger("llamafactory.neftune")
+
+
+class NEFTuneV1Callback(TrainerCallback):  # type: ignore[misc]
+    """Noisy embeddings (arXiv 2310.05914) for LLaMA-Factory V1's trainers.
+
+    alpha: `neftune_noise_alpha`. Left out, it is that of TrainingArguments; null in both places is no noise.
+    others: the further fields of `NoiseConfig`.
+    pad_token_id: as the batches are padded; by default what the model's configuration says.
+
+    The noise follows the global step and, unless a seed is given, `TrainingArguments.seed`. With the environment
+    variable NEFTUNE_PLUGINS=0 the callback does nothing. Raises NoiseConfigError for a value that cannot be used.
+    """
+
+    def __init__(self, alpha: float | None = None, *, pad_token_id: int | None = None, **others: Any) -> None:
+        self._given = {"alpha": alpha, **others}
+        self._pad_token_id = pad_token_id
+        self._handle: Handle | None = None
+        if alpha is not None and enabled():
+            resolve({}, self._given)  # a bad value is told here, not when the run begins
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, **kwargs: Any) -> None:
+        config = resolve(vars(args), self._given) if enabled() else None
+        if config is not None:
+            self._handle = install(kwargs["model"], config, seed=args.seed, pad_token_id=self._pad_token_id)
+            _log.info_rank0(str(self._handle))
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, **kwargs: Any) -> None:
+        if self._handle is not None:
+            self._handle.step = state.global_step - 1  # counted before the step here, after it in transformers
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, **kwargs: Any) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Take the noise out of the model, if it is in."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+
+def patch(module: Any) -> None:
+    """Patch `llamafactory.v1.core.base_trainer`: trainers have the callback, and it ends also when training raises."""
+    fit = module.BaseTrainer.fit
+
+    @functools.wraps(fit)
+    def fit_with_callback(self: Any) -> None:
+        callbacks = self.callback_handler.callbacks
+        if not any(isinstance(callback, NEFTuneV1Callback) for callback in callbacks):
+            processor = self.renderer.processor
+            tokenizer = getattr(processor, "tokenizer", processor)
+            # First, so that those who come later see the model as it is trained.
+            callbacks.insert(0, NEFTuneV1Callback(pad_token_id=getattr(tokenizer, "pad_token_id", None)))
+        try:
+            fit(self)
+        finally:
+            for callback in callbacks:
+                if isinstance(callback, NEFTuneV1Callback):
+                    callback.remove()
+
+    module.BaseTrainer.fit = fit_with_callback

@@ -1,0 +1,200 @@
+"""Run the real LLaMA-Factory, offline and on the CPU, with a probe in it: in this process or by its command line.
+
+    config = base_config(model_dir, "packing") | {"neftune_noise_alpha": 5}  # of tests.llamafactory.configs
+    run = run_llamafactory(config, tmp_path)
+    print(run.losses, [ratio(e, 5) for call in run.calls for e in per_example(call, pad_id=0)])
+
+Model, datasets and their tokenized form lie beside each other (`model_dir.parent`), shared by all runs on that model.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import logging
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.support.logs import LineHandler
+from tests.support.recorder import AtStepEnd, Run, read_run
+
+ROOT = Path(__file__).parents[2]
+SITE = Path(__file__).parent / "site"
+RECORD_DIR = "NEFTUNE_TEST_RECORD_DIR"  # environment variable: where the command line's recorder writes
+
+ENVIRONMENT = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+# Before `datasets` or `huggingface_hub` is imported, which read them once.
+os.environ.update(ENVIRONMENT)
+
+
+def run_llamafactory(
+    config: dict[str, Any], workdir: Path, command: str = "train", *, at_step_end: AtStepEnd | None = None
+) -> Run:
+    """Train in this process as `llamafactory-cli` does; `command` is that of `tests.llamafactory.configs.command`.
+
+    Whatever LLaMA-Factory raises comes out. A run does not depend on those before it: see `clean_process`.
+    """
+    from tests.llamafactory.recorders import KeepingRecorder, record_v1
+
+    config = _prepare(config, workdir)
+    recorder = KeepingRecorder(at_step_end=at_step_end)
+    lines = LineHandler()
+    start = time.perf_counter()
+    with clean_process(lines), ExitStack() as stack:
+        if command == "train":
+            from llamafactory.train.tuner import run_exp
+
+            run_exp(config, callbacks=[recorder])
+        else:
+            from llamafactory.v1.core.base_trainer import BaseTrainer
+
+            stack.callback(record_v1(BaseTrainer, lambda: recorder))
+            trainer = importlib.import_module(f"llamafactory.v1.trainers.{command}_trainer")
+            getattr(trainer, f"run_{command}")(config)
+    recorder.finish()
+    return Run(
+        calls=recorder.probe.calls,
+        **recorder.record,
+        output="\n".join(lines.lines),
+        seconds=time.perf_counter() - start,
+        saved=workdir / "out",
+    )
+
+
+def llamafactory_cli(
+    config: dict[str, Any],
+    workdir: Path,
+    command: str = "train",
+    *arguments: str,
+    env: dict[str, str] | None = None,
+    timeout: float = 600,
+) -> Run:
+    """Train by the true command line, `llamafactory-cli train cfg.yaml`, in a subprocess.
+
+    Does not raise when it fails: look at `returncode` and `output`. Records up to the failure are in the run.
+    """
+    return _execute(config, workdir, command, arguments, env or {}, timeout, [workdir])[0]
+
+
+def llamafactory_torchrun(
+    config: dict[str, Any],
+    workdir: Path,
+    command: str = "train",
+    *arguments: str,
+    processes: int = 2,
+    env: dict[str, str] | None = None,
+    timeout: float = 600,
+) -> list[Run]:
+    """As `llamafactory_cli`, with FORCE_TORCHRUN=1; one run for each rank, all with the same output."""
+    env = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(processes), **(env or {})}
+    folders = [workdir / f"rank{rank}" for rank in range(processes)]
+    return _execute(config, workdir, command, arguments, env, timeout, folders)
+
+
+def _execute(
+    config: dict[str, Any],
+    workdir: Path,
+    command: str,
+    arguments: tuple[str, ...],
+    env: dict[str, str],
+    timeout: float,
+    folders: list[Path],
+) -> list[Run]:
+    config_path = workdir / "cfg.yaml"
+    config = _prepare(config, workdir)
+    config_path.write_text(yaml.safe_dump(config, sort_keys=False))
+    for folder in folders:  # records of an earlier run in the same folder
+        for name in ("record.json", "probe.pt"):
+            (folder / name).unlink(missing_ok=True)
+    scripts = Path(sys.executable).parent
+    environment = {**os.environ, **ENVIRONMENT, RECORD_DIR: str(workdir), **env}
+    if command != "train":
+        environment["USE_V1"] = "1"
+    environment["PATH"] = f"{scripts}{os.pathsep}{environment['PATH']}"
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SITE), str(ROOT), os.environ.get("PYTHONPATH")]))
+    start = time.perf_counter()
+    process = subprocess.run(
+        [str(scripts / "llamafactory-cli"), command, str(config_path), *arguments],
+        cwd=workdir,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    seconds = time.perf_counter() - start
+    runs = [read_run(folder) for folder in folders]
+    for run in runs:
+        run.output, run.returncode, run.seconds = process.stdout, process.returncode, seconds
+        run.saved = workdir / "out"
+    return runs
+
+
+def _prepare(config: dict[str, Any], workdir: Path) -> dict[str, Any]:
+    """The configuration with its output folder, which is emptied."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(workdir / "out", ignore_errors=True)
+    return {"output_dir": str(workdir / "out"), **config}
+
+
+# --- One process, many runs ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def clean_process(handler: logging.Handler) -> Iterator[None]:
+    """Give a run a process as new, and undo what it leaves: everything global that was found to leak is listed here."""
+    import accelerate.state
+    import datasets.arrow_writer
+    import numpy
+    import torch
+    import transformers
+
+    def reset() -> None:
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+        accelerate.state.GradientState._reset_state()
+        v1 = sys.modules.get("llamafactory.v1.accelerator.interface")
+        if v1 is not None:
+            v1.DistributedInterface._instance = None
+        if "torch._dynamo" in sys.modules:
+            torch._dynamo.reset()
+        gc.collect()
+
+    typed_sequence = datasets.arrow_writer.OptimizedTypedSequence
+    saved_constructor = typed_sequence.__init__  # neat_packing puts in another, for masks of 32 bits
+    saved_environment = dict(os.environ)
+    saved_verbosity = transformers.logging.get_verbosity()
+    loggers = [logging.getLogger(name) for name in (None, "llamafactory", "llamafactory.v1", "transformers")]
+    reset()
+    os.environ.update(ENVIRONMENT)
+    random.seed(0)
+    numpy.random.seed(0)
+    torch.manual_seed(0)
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings():  # the preference trainers switch all warnings off
+            yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        transformers.logging.set_verbosity(saved_verbosity)
+        typed_sequence.__init__ = saved_constructor
+        os.environ.clear()
+        os.environ.update(saved_environment)
+        reset()
