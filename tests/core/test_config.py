@@ -5,6 +5,7 @@ import re
 import pytest
 
 from neftune_plugins import NoiseConfig, NoiseConfigError
+from neftune_plugins.config import resolve
 from tests.support.bad_values import BAD_KEYS, BAD_VALUES
 
 
@@ -38,3 +39,40 @@ def test_all_keys():
         }
     )
     assert config == NoiseConfig(alpha=5, type="gaussian", length="padded", seed=0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "given", "want"),
+    [
+        ({}, {}, None),
+        ({"learning_rate": 1.0, "neftune_noise_alpha": None}, {"alpha": None, "seed": None}, None),
+        ({"neftune_noise_alpha": 5}, {"alpha": None}, NoiseConfig(alpha=5)),
+        ({}, {"alpha": 5, "type": "gaussian"}, NoiseConfig(alpha=5, type="gaussian")),
+        ({"neftune_noise_alpha": 5}, {"seed": 7}, NoiseConfig(alpha=5, seed=7)),
+        ({"neftune_noise_alpha": 5}, {"alpha": 5.0}, NoiseConfig(alpha=5)),
+    ],
+)
+def test_keys_and_what_a_callback_was_given_are_one_configuration(keys, given, want):
+    assert resolve(keys, given) == want
+
+
+@pytest.mark.parametrize(
+    ("keys", "given", "message"),
+    [
+        (
+            {"neftune_noise_alpha": 5},
+            {"alpha": 7},
+            "neftune_noise_alpha: 5 in the configuration, but 7 in NEFTuneCallback; give it in one place",
+        ),
+        ({}, {"type": "gaussian"}, "neftune_noise_type without neftune_noise_alpha has no effect"),
+        ({}, {"alpha": -1}, "neftune_noise_alpha: -1 must be finite and above 0"),
+    ],
+)
+def test_what_keys_and_a_callback_cannot_say(keys, given, message):
+    with pytest.raises(NoiseConfigError, match=re.escape(message)):
+        resolve(keys, given)
+
+
+def test_a_misspelt_argument_of_a_callback_is_told_the_right_ones():
+    with pytest.raises(TypeError, match=r"has no argument 'sead'; it has alpha, type, length, seed"):
+        resolve({}, {"alpha": 5, "sead": 1})

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from neftune_plugins import NoiseConfig, NoiseNotAppliedError, install
+from neftune_plugins import Layout, NoiseConfig, NoiseNotAppliedError, install
 from tests.support.models import PAD, ToyModel, examples, padded
 
 CONFIG = NoiseConfig(alpha=5.0, seed=11)
@@ -419,6 +419,35 @@ def test_pad_token_id_can_be_given(model):
     with install(model, CONFIG, pad_token_id=96):
         assert not model.noise(input_ids=ids, position_ids=positions)[0, 3:].any()
     assert PAD != 96
+
+
+def test_a_layout_reader_can_be_given_and_may_leave_a_batch_to_the_others(model):
+    ids, mask = padded(examples([5, 12]), side="left")
+    asked = []
+
+    def last_three(batch):
+        asked.append(batch["pad_token_id"])
+        if len(asked) > 1:
+            return None
+        real_BL = torch.arange(batch["input_ids"].shape[1]) >= batch["input_ids"].shape[1] - 3
+        return Layout.from_starts(real_BL.expand_as(ids), torch.zeros_like(ids, dtype=torch.bool))
+
+    with install(model, CONFIG, layout_reader=last_three) as handle:
+        handle.step = 0
+        first, second = model.noise(ids, attention_mask=mask), model.noise(ids, attention_mask=mask)
+        assert torch.equal(handle.layout({"input_ids": ids, "attention_mask": mask}).real_BL, mask.bool())
+    assert asked == [PAD] * 3
+    assert torch.equal(first.any(-1), (torch.arange(12) >= 9).expand(2, -1))
+    assert torch.equal(second.any(-1), mask.bool())
+    with install(model, CONFIG) as handle:
+        handle.step = 0
+        assert torch.equal(model.noise(ids, attention_mask=mask), second)
+
+
+def test_what_is_installed_says_so(model):
+    with install(model, CONFIG) as handle:
+        assert str(handle).startswith("neftune_noise_alpha: 5 is taken over by neftune-plugins")
+        assert "noise in embed_tokens, NoiseConfig(alpha=5.0" in str(handle)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
