@@ -3,8 +3,9 @@
     python -m tests.conformance.measure --driver axolotl --alpha 5
 
 `native` and `ours` are the noise of each example of the first batch over the paper's alpha / sqrt(3 L d): 1 is right.
-`native on padding` is its largest value there; ours is checked to be 0. `without grad` are the noisy ones among the
-forwards without gradients (reference and KL) in all steps.
+`native on padding` is its largest value there; ours is checked to be 0. `without grad` counts the noisy ones among the
+forwards without gradients (reference and KL) in all steps; ours are checked to be clean. Modes with the same numbers
+share a row.
 """
 
 from __future__ import annotations
@@ -47,11 +48,13 @@ def main() -> None:
 
         torch.set_num_threads(1)
         driver = importlib.import_module(f"tests.{options.driver}.driver").make_driver()
+    modes_of: dict[tuple[str, ...], list[str]] = {}
+    for mode, *cells in measure(driver, options.alpha, options.modes):
+        modes_of.setdefault(tuple(cells), []).append(mode)
+        print(mode, file=sys.stderr)
     print(f"{driver.name} {version(driver.name)}\n")
-    print(row(COLUMNS))
-    print(row(["---"] * len(COLUMNS)), flush=True)
-    for cells in measure(driver, options.alpha, options.modes):
-        print(row(cells), flush=True)
+    for row in (COLUMNS, ("---",) * len(COLUMNS), *((", ".join(modes), *cells) for cells, modes in modes_of.items())):
+        print(f"| {' | '.join(row)} |")
 
 
 def measure(driver: Driver, alpha: int, modes: list[str] | None) -> Iterator[list[str]]:
@@ -108,10 +111,6 @@ def trained(run: Run) -> list[Call]:
 
 def without_grad(run: Run) -> list[Call]:
     return [call for call in run.calls if not call.grad_enabled]
-
-
-def row(cells: list[str] | tuple[str, ...]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 if __name__ == "__main__":
