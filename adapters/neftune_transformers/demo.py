@@ -155,6 +155,6 @@ def _answer(model: Any, tokenizer: Any) -> str:
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": QUESTION}], tokenize=False, add_generation_prompt=True
     )
-    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False, return_token_type_ids=False)
     output = model.generate(**inputs, max_new_tokens=80, do_sample=False, repetition_penalty=1.2)
     return str(tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)).strip()

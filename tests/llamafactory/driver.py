@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset, DatasetDict
-from neftune_transformers import NEFTuneCallback
+from neftune_llamafactory.classic import FromArguments
 from neftune_transformers.tiny import make_tiny_model
 from packaging.version import Version
 from safetensors.torch import load_file
@@ -40,7 +40,7 @@ def without_patches() -> Iterator[None]:
         ours, original = training_args.TrainingArguments, training_args.TrainingArguments.__bases__[0]
         patch.setattr(training_args, "TrainingArguments", original)
         patch.setattr(parser, "_TRAIN_ARGS", [original if cls is ours else cls for cls in parser._TRAIN_ARGS])
-        others = [callback for callback in transformers.trainer.DEFAULT_CALLBACKS if callback is not NEFTuneCallback]
+        others = [callback for callback in transformers.trainer.DEFAULT_CALLBACKS if callback is not FromArguments]
         patch.setattr(transformers.trainer, "DEFAULT_CALLBACKS", others)
         if HAS_V1:
             from llamafactory.v1.config import arg_parser
