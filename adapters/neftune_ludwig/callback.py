@@ -45,11 +45,6 @@ class NEFTuneCallback(Callback):  # type: ignore[misc]
             config = resolve(keys(parameters), self._given)
             if config is None:
                 continue
-            if not hasattr(owner, "model"):
-                raise NoiseNotAppliedError(
-                    "neftune_noise_alpha: the text encoder does not run in training, because its embeddings are cached "
-                    "(cache_encoder_embeddings); leave one of the two out"
-                )
             reader = of_model(owner.tokenizer) if isinstance(owner, LLM) else of_encoder(owner.config.pad_idx)
             handle = install(owner.model, config, seed=trainer.random_seed, layout_reader=reader)
             self._handles.append(handle)
@@ -128,12 +123,12 @@ def add_callback(module: Any) -> None:
             self.callbacks = [*self.callbacks, NEFTuneCallback()]
 
     @functools.wraps(train_online)
-    def train_online_with_callback(self: Any, *args: Any, **kwargs: Any) -> None:
+    def train_online_with_callback(self: Any, *args: Any, **kwargs: Any) -> Any:
         """It tells no callback that it begins or ends."""
         for callback in _ours(self):
             callback.on_trainer_train_setup(self, "", self.is_coordinator())
         try:
-            train_online(self, *args, **kwargs)
+            return train_online(self, *args, **kwargs)
         finally:
             for callback in _ours(self):
                 callback.on_trainer_train_teardown(self, None, "", self.is_coordinator())

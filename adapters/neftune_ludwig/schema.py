@@ -17,6 +17,8 @@ _PLACE = "model_parameters"
 def keys(model_parameters: Any) -> dict[str, Any]:
     """Those of ours that are set in the `model_parameters` of Ludwig's configuration object."""
     values = {name: getattr(model_parameters, name, None) for name in KEYS.values()}
+    if values[KEYS["alpha"]] == 0:  # the default where Ludwig's schema is not patched
+        del values[KEYS["alpha"]]
     return {name: value for name, value in values.items() if value is not None}
 
 
