@@ -28,21 +28,34 @@ def after_import(patches: Mapping[str, str]) -> None:
     patches: name of a module -> `package.module:function`, which is imported and called with the module, then.
 
     Does nothing where NEFTUNE_PLUGINS=0. Never raises, and neither does a patch: what goes wrong is logged as an error,
-    for then the framework does not know the keys.
+    and kept for `unpatched`.
     """
     if not enabled():
         return
-    sys.meta_path.insert(0, _Finder(patches))
+    if _finder not in sys.meta_path:
+        sys.meta_path.insert(0, _finder)
     for name, patch in patches.items():
+        waiting = _finder.patches.setdefault(name, [])
+        if patch in waiting:
+            continue
+        waiting.append(patch)
         if sys.modules.get(name) is not None:
             _apply(patch, name, sys.modules[name], executed=False)
 
 
-class _Finder:
-    """Finds the modules that are to be patched, as the other finders would, and adds the patch to their execution."""
+def unpatched(package: str) -> str:
+    """What went wrong with the patches of an adapter, such as `neftune_ludwig`; empty if nothing did."""
+    return "; ".join(problem for patch, problem in _failures.items() if patch.split(".")[0] == package)
 
-    def __init__(self, patches: Mapping[str, str]) -> None:
-        self.patches = patches
+
+_failures: dict[str, str] = {}
+
+
+class _Finder:
+    """Finds the modules that are to be patched, as the other finders would, and adds the patches to their execution."""
+
+    def __init__(self) -> None:
+        self.patches: dict[str, list[str]] = {}
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -55,11 +68,15 @@ class _Finder:
             try:
                 _patch_loader(spec, self.patches[name])
             except Exception as error:
-                _log(name, error)
+                for patch in self.patches[name]:
+                    _failed(patch, name, error)
         return spec
 
 
-def _patch_loader(spec: ModuleSpec, patch: str) -> None:
+_finder = _Finder()
+
+
+def _patch_loader(spec: ModuleSpec, patches: Sequence[str]) -> None:
     original = spec.loader
     assert original is not None
     execute = original.exec_module
@@ -67,10 +84,12 @@ def _patch_loader(spec: ModuleSpec, patch: str) -> None:
     def exec_module(module: ModuleType) -> None:
         module.__loader__ = spec.loader = original
         execute(module)
-        _apply(patch, spec.name, module, executed=True)
+        for patch in patches:
+            _apply(patch, spec.name, module, executed=True)
 
-    spec.loader = copy.copy(original)  # one loader may serve many modules
-    spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+    loader = copy.copy(original)  # one loader may serve many modules
+    loader.exec_module = exec_module  # type: ignore[method-assign]
+    spec.loader = loader
 
 
 def _apply(patch: str, name: str, module: ModuleType, *, executed: bool) -> None:
@@ -80,15 +99,14 @@ def _apply(patch: str, name: str, module: ModuleType, *, executed: bool) -> None
         home, function = patch.split(":")
         getattr(importlib.import_module(home), function)(module)
     except Exception as error:
-        _log(name, error)
+        _failed(patch, name, error)
 
 
-def _log(name: str, error: Exception) -> None:
+def _failed(patch: str, name: str, error: Exception) -> None:
+    _failures[patch] = f"{name} could not be patched ({type(error).__name__}: {error})"
     logging.getLogger(__name__).error(
-        "neftune-plugins could not patch %s (%s: %s): what it adds to the key neftune_noise_alpha is not there in "
-        "this process. %s=0 leaves the framework as it comes, without this message.",
-        name,
-        type(error).__name__,
-        error,
+        "neftune-plugins: %s. The framework runs as it comes; with a neftune_noise_* key it stops. %s=0 leaves this "
+        "package out.",
+        _failures[patch],
         VARIABLE,
     )

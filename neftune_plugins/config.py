@@ -92,9 +92,10 @@ class NoiseConfig:
         if not given:
             return None
         if "alpha" not in given:
+            companions = ", ".join(sorted(name for name, value in ours.items() if value is not None))
             raise NoiseConfigError(
-                f"{', '.join(sorted(ours))} without neftune_noise_alpha has no effect; set neftune_noise_alpha, such "
-                "as neftune_noise_alpha: 5, or leave the other key out"
+                f"{companions} without neftune_noise_alpha has no effect; set neftune_noise_alpha, such as "
+                "neftune_noise_alpha: 5, or leave the other key out"
             )
         return cls(**given)
 
@@ -125,9 +126,14 @@ def key(field: "dataclasses.Field[Any]") -> str:
 
 
 def looks_like_ours(name: object) -> bool:
-    """Whether a key is one of ours, or was meant to be."""
+    """Whether a key is one of ours, or was meant to be, among keys that are all a framework's."""
+    return str(name).lower().startswith("neftune") or is_like_ours(name)
+
+
+def is_like_ours(name: object) -> bool:
+    """Whether a key is one of ours, or misspelt, among whatever else."""
     names = [key(field) for field in dataclasses.fields(NoiseConfig)]
-    return str(name).lower().startswith("neftune") or bool(difflib.get_close_matches(str(name), names, cutoff=0.85))
+    return bool(difflib.get_close_matches(str(name), names, cutoff=0.85))
 
 
 def _error(name: str, value: object, problem: str) -> NoiseConfigError:

@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Any
 
-from neftune_plugins import NoiseConfig, enabled
+from neftune_autoload import unpatched
+from neftune_plugins import NoiseConfig, NoiseNotAppliedError, enabled
 from neftune_plugins.config import key
 
 
@@ -13,8 +14,12 @@ def add_keys(module: Any) -> None:
     original = module.TrainingArguments
 
     def check_and_post_init(self: Any) -> None:
-        if enabled():
-            NoiseConfig.from_keys(vars(self))
+        if enabled() and NoiseConfig.from_keys(vars(self)) is not None:
+            import transformers.trainer  # noqa: F401  (it is needed soon, and its patch may fail)
+
+            problem = unpatched("neftune_llamafactory")
+            if problem:
+                raise NoiseNotAppliedError(f"neftune_noise_alpha would have no effect: {problem}")
         original.__post_init__(self)
 
     patched = dataclasses.make_dataclass(

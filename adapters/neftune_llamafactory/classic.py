@@ -2,18 +2,12 @@
 
 from typing import Any
 
-import transformers.trainer
-from neftune_transformers import NEFTuneCallback
-
+from neftune_autoload import after_import
 from neftune_llamafactory.arguments import add_keys
 
 
-class FromArguments(NEFTuneCallback):
-    """A class of its own, because the Trainer warns of two callbacks of one class: a user may give another."""
-
-
 def patch(module: Any) -> None:
-    """Patch `llamafactory.hparams.training_args`, and give every trainer of the process the callback. It does nothing
-    unless the arguments ask for noise."""
+    """Patch `llamafactory.hparams.training_args`, and have every trainer of the process given the callback. For that no
+    trainer is imported: chat has none."""
     add_keys(module)
-    transformers.trainer.DEFAULT_CALLBACKS.append(FromArguments)  # type: ignore[arg-type]
+    after_import({"transformers.trainer": "neftune_llamafactory.callback:add"})

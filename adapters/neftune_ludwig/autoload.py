@@ -9,7 +9,7 @@ def register() -> None:
         {
             "ludwig.schema.llms.model_parameters": "neftune_ludwig.schema:add_keys",
             "ludwig.schema.model_types.base": "neftune_ludwig.schema:check_keys",
-            "ludwig.models.llm": "neftune_ludwig.callback:leave_out_native_hook",
-            "ludwig.trainers.trainer": "neftune_ludwig.callback:add_callback",
+            "ludwig.models.llm": "neftune_ludwig.patches:leave_out_native_hook",
+            "ludwig.trainers.trainer": "neftune_ludwig.patches:add_callback",
         }
     )

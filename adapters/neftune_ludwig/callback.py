@@ -1,6 +1,5 @@
-"""The Ludwig callback, and the patches that put it into every trainer whose configuration asks for noise."""
+"""The Ludwig callback."""
 
-import functools
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -41,7 +40,7 @@ class NEFTuneCallback(Callback):  # type: ignore[misc]
     def on_trainer_train_setup(self, trainer: Any, save_path: str, is_coordinator: bool, **kwargs: Any) -> None:
         if not enabled():
             return
-        for owner, parameters in _language_models(trainer.model):
+        for owner, parameters in language_models(trainer.model):
             config = resolve(keys(parameters), self._given)
             if config is None:
                 continue
@@ -64,6 +63,10 @@ class NEFTuneCallback(Callback):  # type: ignore[misc]
     def on_trainer_train_teardown(
         self, trainer: Any, progress_tracker: Any, save_path: str, is_coordinator: bool, **kwargs: Any
     ) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Take the noise out of the model, if it is in."""
         for hook in (*self._hooks, *self._handles):
             hook.remove()
         self._hooks.clear()
@@ -89,53 +92,11 @@ class NEFTuneCallback(Callback):  # type: ignore[misc]
         ]
 
 
-def _language_models(model: Any) -> Iterator[tuple[Any, Any]]:
+def language_models(model: Any) -> Iterator[tuple[Any, Any]]:
     """Ludwig's modules around a transformers model (`.model`, `.tokenizer`), each with its `model_parameters`."""
     if isinstance(model, LLM):
         yield model, model.config_obj.model_parameters
         return
     for feature in model.config_obj.input_features:
-        if feature.encoder.type == "llm":
+        if feature.encoder.type == "llm" and not feature.tied:  # a tied feature has the encoder of another
             yield model.input_features.get(feature.name).encoder_obj, feature.encoder.model_parameters
-
-
-def leave_out_native_hook(module: Any) -> None:
-    """Patch `ludwig.models.llm`: Ludwig's hook, also on in batch size tuning, is not put in beside ours."""
-    activate = module.LLM._activate_forward_hooks
-
-    @functools.wraps(activate)
-    def activate_unless_ours(self: LLM) -> None:
-        if not enabled() or not keys(self.config_obj.model_parameters):
-            activate(self)
-
-    module.LLM._activate_forward_hooks = activate_unless_ours
-
-
-def add_callback(module: Any) -> None:
-    """Patch `ludwig.trainers.trainer`: trainers whose configuration asks for noise get the callback."""
-    init, train_online = module.Trainer.__init__, module.Trainer.train_online
-
-    @functools.wraps(init)
-    def init_with_callback(self: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **kwargs)
-        wanted = any(keys(parameters) for _, parameters in _language_models(self.model))
-        if enabled() and wanted and not _ours(self):
-            self.callbacks = [*self.callbacks, NEFTuneCallback()]
-
-    @functools.wraps(train_online)
-    def train_online_with_callback(self: Any, *args: Any, **kwargs: Any) -> Any:
-        """It tells no callback that it begins or ends."""
-        for callback in _ours(self):
-            callback.on_trainer_train_setup(self, "", self.is_coordinator())
-        try:
-            return train_online(self, *args, **kwargs)
-        finally:
-            for callback in _ours(self):
-                callback.on_trainer_train_teardown(self, None, "", self.is_coordinator())
-
-    module.Trainer.__init__ = init_with_callback
-    module.Trainer.train_online = train_online_with_callback
-
-
-def _ours(trainer: Any) -> list[NEFTuneCallback]:
-    return [callback for callback in trainer.callbacks if isinstance(callback, NEFTuneCallback)]

@@ -15,9 +15,10 @@ from neftune_plugins import Batch, Layout, LayoutReader
 def of_model(tokenizer: Any) -> LayoutReader:
     """For model_type llm, whose rows are filled up with id 0 on the left, whatever the tokenizer pads with.
 
-    A row that begins with a real token of id 0 is told right where that is what the tokenizer puts in front.
+    A row that begins with a real token of id 0 is told right where that is what the tokenizer puts in front, unless it
+    pads with the same: Ludwig takes that token for padding, too.
     """
-    opens = tokenizer("").input_ids[:1] == [0]
+    opens = tokenizer.pad_token_id != 0 and tokenizer("").input_ids[:1] == [0]
 
     def read(batch: Batch) -> Layout:
         real_BL = _from_first(batch["input_ids"] != 0)

@@ -7,8 +7,9 @@ from typing import Any, get_args
 
 from pydantic import Field
 
-from neftune_plugins import NoiseConfig, NoiseConfigError, enabled
-from neftune_plugins.config import key, looks_like_ours
+from neftune_autoload import unpatched
+from neftune_plugins import NoiseConfig, NoiseConfigError, NoiseNotAppliedError, enabled
+from neftune_plugins.config import is_like_ours, key
 
 KEYS = {field.name: key(field) for field in dataclasses.fields(NoiseConfig)}
 _PLACE = "model_parameters"
@@ -79,18 +80,28 @@ def check(config: Mapping[str, Any]) -> None:
     from ludwig.error import ConfigValidationError
 
     right = {id(parameters) for parameters in _right_places(config)}
+    # What is searched for by Ludwig's hyperopt is checked when it is tried.
+    searched = {name: value for name, value in config.items() if name != "hyperopt"}
     try:
-        for place, mapping in _mappings(config, ""):
+        for place, mapping in _mappings(searched, ""):
             if id(mapping) in right:
-                NoiseConfig.from_keys(mapping)
+                if NoiseConfig.from_keys(mapping) is not None:
+                    stop_if_unpatched()
                 continue
-            for name in filter(looks_like_ours, mapping):
+            for name in filter(is_like_ours, mapping):
                 raise NoiseConfigError(
                     f"{name}: {mapping[name]!r} at {place or 'the top level'} has no effect there; set it in "
                     f"{_PLACE}, of the model where model_type is llm, or of a text encoder of type llm"
                 )
     except NoiseConfigError as error:
         raise ConfigValidationError(f"Failed to validate neftune_noise_* keys. Error: {error}") from error
+
+
+def stop_if_unpatched() -> None:
+    """Raises NoiseNotAppliedError where the keys are there, but not all that makes noise of them."""
+    problem = unpatched("neftune_ludwig")
+    if problem:
+        raise NoiseNotAppliedError(f"neftune_noise_alpha would have no effect: {problem}")
 
 
 def _right_places(config: Mapping[str, Any]) -> Iterator[Any]:

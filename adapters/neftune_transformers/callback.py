@@ -3,13 +3,16 @@
 import contextlib
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils.logging import get_logger
 
 from neftune_plugins import Handle, NoiseConfig, enabled, install
 from neftune_plugins.config import resolve
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 
 class NEFTuneCallback(TrainerCallback):
@@ -75,7 +78,7 @@ class NEFTuneCallback(TrainerCallback):
             self._handle = None
 
     @contextlib.contextmanager
-    def surrounding(self, trainer: Trainer) -> Iterator[None]:
+    def surrounding(self, trainer: "Trainer") -> Iterator[None]:
         """What `trainer.train()` runs in: the native hook off, ours gone at the end."""
         native = trainer.neftune_noise_alpha
         if enabled():
@@ -90,6 +93,8 @@ class NEFTuneCallback(TrainerCallback):
 def _let_callbacks_surround_training() -> None:
     """Wrap `Trainer.train`, once: a Trainer fires no event when training raises, and puts its own hook in before the
     first event. Trainers without a NEFTuneCallback are left as they are."""
+    from transformers import Trainer  # not above: a patch that runs when it is imported imports this module
+
     if hasattr(Trainer.train, "_neftune_wrapped"):
         return
     train = Trainer.train

@@ -7,19 +7,21 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import neftune_autoload
-from neftune_autoload import after_import
+from neftune_autoload import after_import, unpatched
 
-PATCH = "patches_for_a_test:patch"
+PATCH = "patches_for_a_test.first:patch"
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A folder of modules, with a patch that counts; imports and finders are as before afterwards."""
-    (tmp_path / "patches_for_a_test.py").write_text(
+    (tmp_path / "patches_for_a_test").mkdir()
+    (tmp_path / "patches_for_a_test" / "first.py").write_text(
         "patched = []\n"
         "def patch(module):\n"
         "    patched.append((module.__name__, module.value))\n"
@@ -28,7 +30,11 @@ def place(tmp_path, monkeypatch):
         "    raise KeyError('no such thing')\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    monkeypatch.setattr(
+        sys, "meta_path", [finder for finder in sys.meta_path if finder is not neftune_autoload._finder]
+    )
+    monkeypatch.setattr(neftune_autoload, "_finder", neftune_autoload._Finder())
+    monkeypatch.setattr(neftune_autoload, "_failures", {})
     monkeypatch.delenv(neftune_autoload.VARIABLE, raising=False)
     before = set(sys.modules)
     yield tmp_path
@@ -51,7 +57,7 @@ def test_a_module_is_patched_right_after_its_import(place):
     assert "patches_for_a_test" not in sys.modules  # nothing of ours is imported before it is needed
     user = importlib.import_module("framework.user")
     assert user.value == "patched"
-    assert importlib.import_module("patches_for_a_test").patched == [("framework.part", "own")]
+    assert importlib.import_module("patches_for_a_test.first").patched == [("framework.part", "own")]
 
 
 def test_a_patched_module_is_otherwise_as_it_was(place):
@@ -93,6 +99,17 @@ def test_several_adapters_do_not_meet(place):
         importlib.import_module("three")
 
 
+def test_several_patches_of_one_module_each_once(place):
+    """Of adapters that know nothing of each other, and of an adapter that is registered again."""
+    write(place, "framework", "value = 'own'\nothers = []")
+    write(place, "stranger", "def patch(module): module.others.append('stranger')")
+    for patch in (PATCH, "stranger:patch", PATCH, "stranger:patch"):
+        after_import({"framework": patch})
+    module = importlib.import_module("framework")
+    assert (module.value, module.others) == ("patched", ["stranger"])
+    assert importlib.import_module("patches_for_a_test.first").patched == [("framework", "own")]
+
+
 def test_the_switch(place, monkeypatch):
     monkeypatch.setenv("NEFTUNE_PLUGINS", "0")
     write(place, "framework", "value = 'own'")
@@ -105,12 +122,12 @@ def test_the_switch(place, monkeypatch):
 @pytest.mark.parametrize(
     ("source", "patch", "problem"),
     [
-        ("value = 1", "patches_for_a_test:broken", "KeyError: 'no such thing'"),
-        ("value = 1", "patches_for_a_test:nothing", "AttributeError"),
+        ("value = 1", "patches_for_a_test.first:broken", "KeyError: 'no such thing'"),
+        ("value = 1", "patches_for_a_test.first:nothing", "AttributeError"),
         ("value = 1", "no_such_module:patch", "ModuleNotFoundError"),
         ("value = 1", "not a reference", "ValueError"),
-        ("other = 1", PATCH, "module 'framework' has no attribute 'value'"),
-        ("del __loader__, __spec__; value = 1", "patches_for_a_test:broken", "KeyError"),
+        ("other = 1", PATCH, "has no attribute 'value'"),
+        ("del __loader__, __spec__; value = 1", "patches_for_a_test.first:broken", "KeyError"),
     ],
 )
 @pytest.mark.parametrize("imported_before", [False, True])
@@ -122,8 +139,10 @@ def test_a_patch_that_fails_is_an_error_in_the_log_and_no_more(place, caplog, so
     after_import({"framework": patch})
     importlib.import_module("framework")
     assert [problem in record.getMessage() for record in caplog.records] == [True]
-    assert "could not patch framework" in caplog.text
+    assert "framework could not be patched" in caplog.text
     assert "NEFTUNE_PLUGINS=0" in caplog.text
+    assert problem in unpatched(patch.split(".")[0])
+    assert unpatched("another") == ""
 
 
 @pytest.mark.parametrize("source", ["raise ValueError('its own error')", "import no_such_module", "value = = 1"])
@@ -174,10 +193,11 @@ def test_other_peoples_finders_and_loaders(place, caplog):
             return ModuleSpec(name, loader) if name in {"virtual", "neighbour"} else None
 
     loader = Shared()
-    sys.meta_path[:0] = [object(), Finder()]
+    knows_nothing = SimpleNamespace(find_module=lambda name, path=None: None)  # of the protocol before Python 3.12
+    sys.meta_path[:0] = [knows_nothing, Finder()]
     after_import({"virtual": PATCH})
     assert importlib.import_module("virtual").value == "own"
-    assert "could not patch virtual (AttributeError" in caplog.text
+    assert "virtual could not be patched (AttributeError" in caplog.text
     loader = type("Plain", (Shared,), {})()
     del sys.modules["virtual"]
     assert importlib.import_module("virtual").value == "patched"
@@ -216,4 +236,4 @@ def test_import_torch_survives_whatever_the_framework_is(tmp_path):
         )
         assert result.returncode == 0, result.stderr
         assert result.stdout.count("own error") == (len(names) if "raise" in source else 0)
-        assert result.stderr.count("could not patch") == (0 if "raise" in source else len(names))
+        assert result.stderr.count("could not be patched") == (0 if "raise" in source else len(names))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset, DatasetDict
-from neftune_llamafactory.classic import FromArguments
+from neftune_llamafactory.callback import FromArguments
 from neftune_transformers.tiny import make_tiny_model
 from packaging.version import Version
 from safetensors.torch import load_file

@@ -528,6 +528,59 @@ def test_our_callback_and_another_key_are_an_error(driver, mode, tmp_path):
         train(base_config(driver.model, mode) | KEYS, tmp_path, callback)
 
 
+def test_companions_without_alpha_are_named(tmp_path):
+    from llamafactory.hparams.training_args import TrainingArguments
+
+    message = "^neftune_noise_seed without neftune_noise_alpha has no effect; set neftune_noise_alpha"
+    with pytest.raises(NoiseConfigError, match=message):
+        TrainingArguments(output_dir=str(tmp_path), neftune_noise_seed=3)
+
+
+ORDERS = {
+    # The arguments are patched before the trainers are there, and our callback brings them.
+    "arguments, then callback": """
+        from llamafactory.hparams.training_args import TrainingArguments
+        import sys
+        assert "transformers.trainer" not in sys.modules
+        from neftune_llamafactory import NEFTuneCallback
+        TrainingArguments(output_dir="out", neftune_noise_alpha=5, use_cpu=True)
+        from neftune_autoload import unpatched
+        import transformers.trainer
+        assert unpatched("neftune_llamafactory") == ""
+        assert sum(issubclass(one, NEFTuneCallback) for one in transformers.trainer.DEFAULT_CALLBACKS) == 1
+        import importlib, llamafactory.hparams.training_args
+        importlib.reload(llamafactory.hparams.training_args)
+        assert sum(issubclass(one, NEFTuneCallback) for one in transformers.trainer.DEFAULT_CALLBACKS) == 1
+    """,
+    # Its own import brings torch, and its patch comes too late: then the key must not pass.
+    "V1's trainer": """
+        from llamafactory.v1.core.base_trainer import BaseTrainer
+        from llamafactory.v1.config import TrainingArguments
+        TrainingArguments()
+        try:
+            TrainingArguments(neftune_noise_alpha=5)
+        except Exception as error:
+            message = str(error)
+        assert "neftune_noise_alpha would have no effect" in message and "import torch first" in message, message
+    """,
+}
+
+
+@pytest.mark.parametrize("order", [name if name[0] != "V" else pytest.param(name, marks=needs_v1) for name in ORDERS])
+def test_whatever_is_imported_first(order, tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-c", inspect.cleandoc(ORDERS[order])],
+        cwd=tmp_path,
+        env={**os.environ, **ENVIRONMENT},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout
+    assert ("could not be patched" in result.stdout) == (order == "V1's trainer")
+
+
 # --- Training methods ------------------------------------------------------------------------------------------------
 
 

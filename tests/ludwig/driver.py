@@ -45,6 +45,7 @@ def without_patches() -> Iterator[None]:
         llm, own = ludwig.models.llm.LLM, trainer.Trainer
         patch.setattr(llm, "_activate_forward_hooks", llm._activate_forward_hooks.__wrapped__)
         patch.setattr(own, "__init__", own.__init__.__wrapped__)
+        patch.setattr(own, "train", own.train.__wrapped__)
         patch.setattr(own, "train_online", own.train_online.__wrapped__)
         get_schema.cache_clear()
         yield

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -497,6 +498,83 @@ def test_a_training_that_fails_leaves_no_hook(driver, tmp_path):
     with pytest.raises(RuntimeError, match="on purpose"):
         driver.train("full", KEYS, folder=tmp_path, at_step_end=fail)
     assert not neftune_hooks_in(models[0])
+
+
+def test_a_training_that_fails_before_it_begins_leaves_no_hook(driver, monkeypatch):
+    """Ludwig tells callbacks of the end only where training had begun."""
+    from ludwig.trainers.trainer import Trainer
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError("no space for logs")
+
+    with ludwig_model(with_keys(base_config(driver.model, "full"), KEYS)) as (model, watch):
+        monkeypatch.setattr(Trainer, "_create_summary_writers", fail)
+        with pytest.raises(OSError, match="no space for logs"):
+            model.train(dataset=str(driver.dataset), **NOT_SAVED)
+        assert not neftune_hooks_in(watch.model)
+
+
+def test_names_of_the_users_that_look_like_keys_are_left_alone(driver):
+    from ludwig.schema.model_types.base import ModelConfig
+
+    config = base_config(driver.model, "ecd")
+    config["output_features"][0]["loss"] = {
+        "type": "softmax_cross_entropy",
+        "class_weights": {"neftune": 1.0, "b": 2.0},
+    }
+    ModelConfig.from_dict(config)
+
+
+def test_where_ludwig_and_the_tokenizer_pad_with_the_token_in_front_it_is_padding():
+    from neftune_ludwig.layout import of_model
+
+    class Tokenizer:
+        def __init__(self, pad_token_id: int) -> None:
+            self.pad_token_id = pad_token_id
+
+        def __call__(self, text: str) -> SimpleNamespace:
+            return SimpleNamespace(input_ids=[0])
+
+    row = {"input_ids": torch.tensor([[0, 0, 0, 1, 2, 0]])}
+    for pad_token_id, lengths in ((0, [0, 0, 0, 1, 1, 1]), (7, [0, 0, 1, 1, 1, 1])):
+        assert of_model(Tokenizer(pad_token_id))(row).real_BL[0].long().tolist() == lengths
+
+
+ORDERS = {
+    # The documented route, with nothing imported before: no complaint, and every patch in its place.
+    "callback first": """
+        from neftune_ludwig import NEFTuneCallback
+        import ludwig.api
+        from neftune_autoload import unpatched
+        from ludwig.models.llm import LLM
+        from ludwig.trainers.trainer import Trainer
+        assert unpatched("neftune_ludwig") == ""
+        for function in (LLM._activate_forward_hooks, Trainer.__init__, Trainer.train):
+            assert hasattr(function, "__wrapped__")
+    """,
+    # Its own import brings torch, and its patch comes too late: then the key must not pass.
+    "trainer first": """
+        from ludwig.trainers.trainer import Trainer
+        from ludwig.error import ConfigValidationError
+        from ludwig.schema.model_types.base import ModelConfig
+        config = {"model_type": "llm", "base_model": "m", "input_features": [{"name": "a", "type": "text"}],
+                  "output_features": [{"name": "b", "type": "text"}]}
+        ModelConfig.from_dict(config)
+        try:
+            ModelConfig.from_dict(config | {"model_parameters": {"neftune_noise_alpha": 5}})
+        except Exception as error:
+            message = str(error)
+        assert "neftune_noise_alpha would have no effect" in message and "import torch first" in message, message
+    """,
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_whatever_is_imported_first(order, driver, tmp_path):
+    script = textwrap.dedent(ORDERS[order]).replace('"m"', repr(str(driver.model)))
+    result = execute([sys.executable, "-c", script], tmp_path)
+    assert result.returncode == 0, result.stdout
+    assert ("could not be patched" in result.stdout) == (order == "trainer first")
 
 
 # --- Saved models and resumed runs -----------------------------------------------------------------------------------
