@@ -24,7 +24,7 @@ class NEFTuneCallback(Callback):  # type: ignore[misc]
     others: the further fields of `NoiseConfig`.
 
     It takes the place of Ludwig's own hook. The noise follows the optimiser's steps and, unless a seed is given,
-    Ludwig's `random_seed`; batch size tuning has none. When training ends, the model is as it was.
+    Ludwig's `random_seed`. When training ends, the model is as it was.
 
     With the environment variable NEFTUNE_PLUGINS=0 it does nothing. Raises NoiseConfigError for a value that cannot be
     used, and NoiseNotAppliedError before the first step where the model has no language model that is trained.

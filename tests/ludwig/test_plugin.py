@@ -336,8 +336,9 @@ def train_three_times(driver, folder: Path) -> list[Run]:
         for i in range(3):
             (folder / str(i)).mkdir()
             recorder = Recorder(folder / str(i))
-            options = {"output_directory": str(folder / str(i)), "callbacks": [recorder], **NOT_SAVED}
-            model.train(dataset=str(driver.dataset), **options)
+            model.callbacks.append(recorder)  # Ludwig 0.13 takes none in train()
+            model.train(dataset=str(driver.dataset), output_directory=str(folder / str(i)), **NOT_SAVED)
+            model.callbacks.remove(recorder)
             runs.append(read_run(folder / str(i)))
             assert not neftune_hooks_in(model.model)
     return runs
