@@ -1,6 +1,5 @@
 """The plugin in Axolotl: its command line, its schema, the configurations that we show, and the demo."""
 
-import json
 import os
 import re
 import subprocess
@@ -15,6 +14,7 @@ from tests.axolotl.configs import base_config
 from tests.axolotl.driver import NEEDS_PLUGINS_KEY, OUR_PLUGIN, make_driver, with_plugin, without_entry_point
 from tests.axolotl.runs import axolotl_cli, run_axolotl
 from tests.support.bad_values import BAD_KEYS
+from tests.support.demo import check_demo
 from tests.support.probe import per_example, ratio
 from tests.support.recorder import Run
 
@@ -146,20 +146,8 @@ def neftune(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comple
 
 def test_the_demo_trains_and_reports(tmp_path):
     result = neftune("demo", "--tiny", "--steps", "4", cwd=tmp_path)
-    assert result.returncode == 0, result.stdout
     folder = tmp_path / "neftune-demo"
-    assert "The one line that makes it NEFTune: neftune_noise_alpha: 5\n" in result.stdout
-    assert (folder / "axolotl.yml").read_text().count("neftune_noise_alpha") == 1
-    report = result.stdout.split("\nneftune_noise_alpha: 5, trained for")[1]
-    assert "16 in 4 steps" in report
-    mean = float(re.search(r"mean ([\d.]+)", report)[1])
-    assert abs(mean - 1) < 0.01
-    assert re.search(r"noise on padding +0\n", report)
-    losses = re.search(r"([\d.]+) before, ([\d.]+) after", report)
-    assert float(losses[2]) < float(losses[1])
-    record = [json.loads(line) for line in (folder / "noise.jsonl").read_text().splitlines()]
-    assert len(record) == 16
-    assert (folder / "trained" / "model.safetensors").exists()
+    check_demo(result, folder / "axolotl.yml", folder / "trained")
 
 
 @pytest.mark.parametrize(

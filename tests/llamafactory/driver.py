@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from tests.conformance import golden
 from tests.llamafactory.configs import MODES, V1_MODES, base_config, command
 from tests.llamafactory.runs import run_llamafactory
+from tests.support.loading import transformers_loads_model
 from tests.support.recorder import AtStepEnd, Run
 
 # Before 0.9.5, V1 is a skeleton, and neat_packing refuses every transformers that this package supports.
@@ -103,13 +104,5 @@ class LlamaFactoryDriver:
             config |= {"tokenized_path": str(folder / "tokenized"), "per_device_train_batch_size": len(examples)}
         return run_llamafactory(config, folder, command(mode))
 
-    @contextlib.contextmanager
-    def loads_model(self) -> Iterator[list[str]]:
-        from transformers.models.auto.auto_factory import _BaseAutoModelClass
-
-        loaded: list[str] = []
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                _BaseAutoModelClass, "from_pretrained", lambda name, *args, **kwargs: loaded.append(str(name))
-            )
-            yield loaded
+    def loads_model(self) -> Any:
+        return transformers_loads_model()

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from tests.conformance import golden
 from tests.ludwig.configs import MODES, base_config, with_keys, write_dataset
 from tests.ludwig.runs import run_ludwig
+from tests.support.loading import transformers_loads_model
 from tests.support.recorder import AtStepEnd, Run
 
 
@@ -107,13 +108,5 @@ class LudwigDriver:
         config["trainer"] |= {"batch_size": len(examples), "train_steps": 1}
         return run_ludwig(config, folder, data, random_seed=golden.SEED)
 
-    @contextlib.contextmanager
-    def loads_model(self) -> Iterator[list[str]]:
-        from transformers.models.auto.auto_factory import _BaseAutoModelClass
-
-        loaded: list[str] = []
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                _BaseAutoModelClass, "from_pretrained", lambda name, *args, **kwargs: loaded.append(str(name))
-            )
-            yield loaded
+    def loads_model(self) -> Any:
+        return transformers_loads_model()
