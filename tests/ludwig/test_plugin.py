@@ -26,6 +26,7 @@ from tests.ludwig.driver import make_driver, without_patches
 from tests.ludwig.runs import ENVIRONMENT, clean_process, ludwig_cli, run_ludwig
 from tests.support.bad_values import BAD_KEYS
 from tests.support.demo import check_demo
+from tests.support.documentation import snippets
 from tests.support.logs import LineHandler
 from tests.support.probe import Call, padding_noise, per_example, ratio
 from tests.support.recorder import Run, read_run
@@ -703,6 +704,41 @@ def test_examples_train_with_noise(driver, path, tmp_path):
         for item in per_example(call, driver.pad_id):
             assert abs(ratio(item, 5) - 1) < 0.1
         assert not padding_noise(call, driver.pad_id).any()
+
+
+def test_the_page_in_python(driver, tmp_path, monkeypatch):
+    from neftune_ludwig import callback
+
+    handles = []
+
+    def install(*args: Any, **kwargs: Any) -> Any:
+        handles.append(real_install(*args, **kwargs))
+        return handles[-1]
+
+    real_install = callback.install
+    monkeypatch.setattr(callback, "install", install)
+    monkeypatch.chdir(tmp_path)
+    code = snippets(ROOT / "docs" / "ludwig.md", "python")[0]
+    with clean_process(LineHandler()):
+        exec(code, {"config": base_config(driver.model, "full"), "dataset": shutil.copy(driver.dataset, tmp_path)})
+    assert [(handle.config.alpha, handle.step, handle.installed) for handle in handles] == [(5, 5, False)]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/ludwig.md"])
+def test_the_yaml_of_the_pages(driver, page):
+    from ludwig.schema.model_types.base import ModelConfig
+
+    shown = [yaml.safe_load(code) for code in snippets(ROOT / page, "yaml") if "model_parameters" in code]
+    assert shown
+    for keys in shown:
+        if "input_features" in keys:
+            config = base_config(driver.model, "ecd")
+            encoder = keys["input_features"][0]["encoder"] | {"base_model": str(driver.model)}
+            config["input_features"][0]["encoder"] = encoder
+            parameters = ModelConfig.from_dict(config).input_features[0].encoder.model_parameters
+        else:
+            parameters = ModelConfig.from_dict(base_config(driver.model, "full") | keys).model_parameters
+        assert parameters.neftune_noise_alpha in (5, 5.5)
 
 
 # --- What the command lines gave ------------------------------------------------------------------------------------
