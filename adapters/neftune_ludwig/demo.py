@@ -6,7 +6,6 @@ import tempfile
 from pathlib import Path
 
 from neftune_transformers.demo import Training, run
-from transformers import AutoTokenizer
 
 from neftune_plugins import DemoOptions
 
@@ -43,7 +42,7 @@ def _prepare(options: DemoOptions, model: Path, data: Path) -> Training:
     # Ludwig keeps tokenised data beside the dataset and uses it again, for whatever model.
     output = Path(tempfile.mkdtemp(prefix="ludwig-", dir=options.folder))
     dataset = output / "train.jsonl"
-    _write_columns(data, dataset, model)
+    _write_columns(data, dataset)
     line = f"neftune_noise_alpha: {options.alpha:g}"
     length = "epochs: 1" if options.steps is None else f"train_steps: {options.steps}"
     # A tiny model is random and learns from scratch.
@@ -55,11 +54,10 @@ def _prepare(options: DemoOptions, model: Path, data: Path) -> Training:
     return Training(config, line, command, output / "experiment_run" / "model" / "model_weights")
 
 
-def _write_columns(messages: Path, dataset: Path, model: Path) -> None:
-    """Ludwig joins a prompt and an answer, and knows no chat template."""
-    tokenizer = AutoTokenizer.from_pretrained(model)
+def _write_columns(messages: Path, dataset: Path) -> None:
+    """A prompt and an answer, which Ludwig joins. Without a chat template: Ludwig drops what stands before the last
+    padding token of a prompt, and SmolLM2's is the one that ends each turn."""
     with dataset.open("w") as file:
         for line in messages.read_text().splitlines():
             question, answer = json.loads(line)["messages"]
-            prompt = tokenizer.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
-            file.write(json.dumps({"prompt": prompt, "answer": answer["content"]}) + "\n")
+            file.write(json.dumps({"prompt": f"{question['content']}\n\n", "answer": answer["content"]}) + "\n")
