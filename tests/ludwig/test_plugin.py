@@ -503,16 +503,16 @@ def test_a_training_that_fails_leaves_no_hook(driver, tmp_path):
     assert not neftune_hooks_in(models[0])
 
 
-def test_a_training_that_fails_before_it_begins_leaves_no_hook(driver, monkeypatch):
+def test_a_training_that_fails_before_it_begins_leaves_no_hook(driver):
     """Ludwig tells callbacks of the end only where training had begun."""
-    from ludwig.trainers.trainer import Trainer
+    from ludwig.callbacks import Callback
 
-    def fail(*args: Any, **kwargs: Any) -> None:
-        raise OSError("no space for logs")
+    class Failing(Callback):
+        def on_resume_training(self, *args: Any, **kwargs: Any) -> None:
+            raise OSError("no checkpoint")
 
-    with ludwig_model(with_keys(base_config(driver.model, "full"), KEYS)) as (model, watch):
-        monkeypatch.setattr(Trainer, "_create_summary_writers", fail)
-        with pytest.raises(OSError, match="no space for logs"):
+    with ludwig_model(with_keys(base_config(driver.model, "full"), KEYS), Failing()) as (model, watch):
+        with pytest.raises(OSError, match="no checkpoint"):
             model.train(dataset=str(driver.dataset), **NOT_SAVED)
         assert not neftune_hooks_in(watch.model)
 
