@@ -24,7 +24,7 @@ os.environ.update({"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"})
 
 from tests.conformance.driver import Driver
 from tests.support.probe import Call, padding_noise, per_example, ratio
-from tests.support.recorder import Run
+from tests.support.recorder import Run, trained
 
 COLUMNS = (
     "mode",
@@ -103,10 +103,6 @@ def shown(call: Call, alpha: int, pad_id: int) -> str:
 
 def has_padding(call: Call, pad_id: int) -> bool:
     return bool(padding_noise(call, pad_id).numel())
-
-
-def trained(run: Run) -> list[Call]:
-    return [call for call in run.calls if call.training and call.grad_enabled]
 
 
 def without_grad(run: Run) -> list[Call]:

@@ -15,7 +15,7 @@ from tests.conformance.golden import digest, golden_examples, golden_model
 from tests.support import specification
 from tests.support.bad_values import BAD_VALUES
 from tests.support.probe import Call, Example, find_causal_model, padding_noise, per_example, ratio
-from tests.support.recorder import Run
+from tests.support.recorder import neftune_hooks, trained
 
 ALPHA = 5.0
 PACKAGES = [
@@ -26,15 +26,6 @@ PACKAGES = [
     "neftune_ludwig",
     "neftune_transformers",
 ]
-
-
-def trained(run: Run) -> list[Call]:
-    """The forwards that are to be noised."""
-    return [call for call in run.calls if call.training and call.grad_enabled]
-
-
-def neftune_hooks(names: list[str]) -> list[str]:
-    return [name for name in names if "neftune" in name.lower()]
 
 
 def examples(calls: list[Call], pad_id: int) -> Iterator[tuple[Call, Example]]:

@@ -29,7 +29,7 @@ from tests.support.demo import check_demo
 from tests.support.documentation import snippets
 from tests.support.logs import LineHandler
 from tests.support.probe import Call, padding_noise, per_example, ratio
-from tests.support.recorder import Run, read_run
+from tests.support.recorder import Run, neftune_hooks, read_run
 
 ROOT = Path(__file__).parents[2]
 ALPHA = 5
@@ -51,10 +51,6 @@ def driver():
 def noisy(driver, tmp_path_factory) -> Run:
     """Full fine-tuning with the key."""
     return driver.train("full", KEYS, folder=tmp_path_factory.mktemp("noisy"))
-
-
-def neftune_hooks(names: list[str]) -> list[str]:
-    return [name for name in names if "neftune" in name.lower()]
 
 
 def neftune_hooks_in(model: torch.nn.Module) -> list[Any]:

@@ -103,6 +103,16 @@ def read_run(folder: Path) -> Run:
     return Run(calls=Probe.load(folder / "probe.pt").calls, **record)
 
 
+def trained(run: Run) -> list[Call]:
+    """The forwards that are to be noised."""
+    return [call for call in run.calls if call.training and call.grad_enabled]
+
+
+def neftune_hooks(names: list[str]) -> list[str]:
+    """Those of NEFTune, native or ours, among the names of hooks."""
+    return [name for name in names if "neftune" in name.lower()]
+
+
 def embedding_hooks(model: nn.Module) -> list[str]:
     """Names of the forward hooks on the input embedding and on the modules in it (PEFT wraps it), in calling order."""
     embedding = find_causal_model(model).get_input_embeddings()
