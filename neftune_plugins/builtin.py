@@ -7,9 +7,11 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from neftune_plugins import structure
 from neftune_plugins.hookspecs import hookimpl
 from neftune_plugins.layout import LayoutReader, read_layout
 from neftune_plugins.noise import NoiseType
+from neftune_plugins.scales import SCALES
 
 
 def _uniform(bits: Tensor) -> Tensor:
@@ -44,33 +46,27 @@ def neftune_layout_reader() -> LayoutReader:
 
 @hookimpl(trylast=True)
 def neftune_embeddings(model: nn.Module) -> Sequence[nn.Module] | None:
-    """The input embedding and every other module that looks tokens up in the same parameter (encoder and decoder of
-    T5 and BART own such twins and never call the shared one), the outermost of nested ones (PEFT wraps)."""
-    root = _input_embedding(model)
-    if root is None:
-        return None
-    shared = {id(parameter) for parameter in root.parameters()}
-    found = [root]
+    """The input embedding, that of a decoder which has its own, and every other module that looks tokens up in the
+    same parameters (encoder and decoder of T5 and BART own such twins and never call the shared one); the outermost of
+    nested ones (PEFT wraps)."""
+    own = [structure.input_embedding(part) for part in (model, structure.decoder(model)) if part is not None]
+    found = list(dict.fromkeys(embedding for embedding in own if embedding is not None))
+    shared = {id(parameter) for embedding in found for parameter in embedding.parameters()}
     for module in model.modules():
         # An output layer tied to the embedding shares its weight, too.
-        if module is not root and not isinstance(module, nn.Linear):
+        if module not in found and not isinstance(module, nn.Linear):
             parameters = module._parameters.values()
             if any(id(parameter) in shared for parameter in parameters):
                 found.append(module)
     inner = {id(child) for module in found for child in module.modules() if child is not module}
-    return [module for module in found if id(module) not in inner]
+    return [module for module in found if id(module) not in inner] or None
 
 
-def _input_embedding(model: nn.Module) -> nn.Module | None:
-    """`get_input_embeddings()` of the outermost module that has one to give (value heads and other wrappers do not)."""
+@hookimpl(trylast=True)
+def neftune_embedding_scale(model: nn.Module, embedding: nn.Module) -> float | None:
+    """See `SCALES`."""
     for module in model.modules():
-        getter = getattr(module, "get_input_embeddings", None)
-        if getter is None:
-            continue
-        try:
-            embedding = getter()
-        except (AttributeError, NotImplementedError):
-            continue
-        if isinstance(embedding, nn.Module):
-            return embedding
+        scale = next((SCALES[kind.__name__] for kind in type(module).__mro__ if kind.__name__ in SCALES), None)
+        if scale is not None and any(child is embedding for child in module.modules()):
+            return float(scale(module))
     return None

@@ -30,6 +30,12 @@ def neftune_embeddings(model: nn.Module) -> Sequence[nn.Module] | None:
     """The modules whose output is the embedding of token ids, or None to leave the model to the next plugin."""
 
 
+@hookspec(firstresult=True)
+def neftune_embedding_scale(model: nn.Module, embedding: nn.Module) -> float | None:
+    """By what `model` multiplies the output of that embedding before its first block, or None to leave it to the next
+    plugin. The noise is divided by it, so that the paper's noise enters the block."""
+
+
 @hookspec
 def neftune_layout_reader() -> LayoutReader:
     """A function that tells the example of each token of a batch; it gives None for batches it does not know."""

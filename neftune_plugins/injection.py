@@ -8,6 +8,7 @@ import contextlib
 import inspect
 import sys
 import threading
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from neftune_plugins import structure
 from neftune_plugins.config import NoiseConfig
 from neftune_plugins.errors import NoiseNotAppliedError
 from neftune_plugins.layout import Batch, Layout, LayoutReader
@@ -24,6 +26,8 @@ from neftune_plugins.noise import add_noise, add_noise_, stream_key, token_keys,
 
 # Forwards whose noise can be recomputed in one backward; what is kept of each is 20 bytes a token.
 _MAX_RECOMPUTABLE = 64
+# Lookups before a forward that may be the `inputs_embeds` of that forward.
+_MAX_EARLY_LOOKUPS = 8
 
 
 def install(
@@ -36,7 +40,8 @@ def install(
 ) -> "Handle":
     """Noise the input embeddings of `model` while it trains (arXiv 2310.05914).
 
-    model: any torch module with `get_input_embeddings()`, wrapped or not, whose forward takes `input_ids`.
+    model: any torch module with `get_input_embeddings()`, wrapped or not, whose forward takes `input_ids`, or as
+        `inputs_embeds` what that embedding gave.
     seed: of the noise, where the configuration gives none; 0 where neither does.
     pad_token_id: as the batches are padded; by default what the model's configuration says.
     layout_reader: asked for the examples of a batch before those of the plugins.
@@ -44,13 +49,13 @@ def install(
     Noise enters where the outermost forward runs in training mode with gradients enabled: not in evaluation,
     generation, or a reference model's forward. Installing again replaces what was installed before.
 
-    Raises NoiseNotAppliedError where no embedding is found; so does the first training forward that goes by without
-    noise.
+    Raises NoiseNotAppliedError where no embedding is found; so does the first training forward of a model, of its
+    encoder or of its decoder that goes by without noise.
     """
     embeddings = plugin_manager().hook.neftune_embeddings(model=model)
     if not embeddings:
         raise NoiseNotAppliedError(
-            f"no input embedding found in {type(model).__name__}: get_input_embeddings() of the model and of the "
+            f"no embedding of tokens found in {type(model).__name__}: get_input_embeddings() of the model and of the "
             "modules in it gave none. A plugin can name them: implement neftune_embeddings(model) "
             "(neftune_plugins.hookspecs)."
         )
@@ -89,21 +94,23 @@ class Handle:
                 f"neftune_embeddings gave {', '.join(strangers)}, which is no module of {type(model).__name__}"
             )
         self.embeddings = [names[embedding] for embedding in embeddings]
-        self._pad_token_id = _pad_token_id(model) if pad_token_id is None else pad_token_id
+        self._pad_token_id = structure.pad_token_id(model) if pad_token_id is None else pad_token_id
         self._readers = layout_readers() if layout_reader is None else (layout_reader, *layout_readers())
         self._noise = _Noise(self, seed if config.seed is None else config.seed)
         self._hooks: list[RemovableHandle] = []
-        decoder = _decoder(model)
+        decoder = structure.decoder(model)
         inside_decoder = set() if decoder is None else set(decoder.modules())
         for embedding in embeddings:
-            hook = _EmbeddingHook(self._noise)
+            scale = plugin_manager().hook.neftune_embedding_scale(model=model, embedding=embedding)
+            hook = _EmbeddingHook(self._noise, 1.0 if scale is None else scale)
             self._hooks.append(embedding.register_forward_hook(hook, with_kwargs=True))
-        for module in _owners(model, embeddings):
+        owners = _owners(model, embeddings)
+        for module in owners:
             arguments = tuple(inspect.signature(module.forward).parameters)
-            stream = int(module in inside_decoder)
-            pre_hook = _OwnerPreHook(self._noise, module is model, arguments, stream)
+            innermost = sum(child in owners for child in module.modules()) == 1
+            pre_hook = _OwnerPreHook(self._noise, module is model, arguments, int(module in inside_decoder), innermost)
             self._hooks.append(module.register_forward_pre_hook(pre_hook, with_kwargs=True))
-            self._hooks.append(module.register_forward_hook(_OwnerHook(self._noise), always_call=True))
+            self._hooks.append(module.register_forward_hook(_OwnerHook(self._noise, pre_hook), always_call=True))
         _forget_compiled_graphs()
 
     @property
@@ -159,19 +166,17 @@ class Handle:
 class _Frame:
     """One call of a module above an embedding.
 
-    module: that is called.
+    owner: the pre-hook of that module. (Not the module: dynamo cannot trace one that it has compiled itself.)
     batch: its arguments by name.
     noisy: whether the outermost call wants noise.
-    stream: 0, or 1 in a decoder that has an encoder.
-    applied: whether noise was added in it.
+    noised: for each stream whether it has been noised since the outermost call began; one list for all its calls.
     """
 
-    def __init__(self, module: nn.Module, batch: dict[str, Any], noisy: bool, stream: int) -> None:
-        self.module = module
+    def __init__(self, owner: "_OwnerPreHook", batch: dict[str, Any], noisy: bool, noised: list[bool]) -> None:
+        self.owner = owner
         self.batch = batch
         self.noisy = noisy
-        self.stream = stream
-        self.applied = False
+        self.noised = noised
 
 
 class _Calls(threading.local):
@@ -196,6 +201,9 @@ class _Noise:
         self.counts_forwards = True
         self.calls = _Calls()
         self.recomputable: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=_MAX_RECOMPUTABLE)
+        self.early_lookups: deque[tuple[weakref.ref[Tensor], Tensor, _EmbeddingHook, nn.Module]] = deque(
+            maxlen=_MAX_EARLY_LOOKUPS
+        )
 
     def begin_step(self, step: int) -> None:
         self.counts_forwards = False
@@ -203,53 +211,68 @@ class _Noise:
         self.calls.stack.clear()  # an interrupted forward may have left its calls
         self.recomputable.clear()
 
-    def enter(self, module: nn.Module, is_root: bool, batch: dict[str, Any], stream: int) -> None:
+    def enter(self, owner: "_OwnerPreHook", module: nn.Module, batch: dict[str, Any]) -> Tensor | None:
+        """Begin a call. Gives `inputs_embeds` with noise where they are an early lookup."""
         stack = self.calls.stack
-        if is_root:
+        if owner.is_root:
             stack.clear()
         if stack:
-            noisy = stack[0].noisy
+            noisy, noised = stack[0].noisy, stack[0].noised
         else:
-            noisy = module.training and torch.is_grad_enabled()
+            noisy, noised = module.training and torch.is_grad_enabled(), [False, False]
             if noisy and self.counts_forwards and not _in_backward():
                 self.step.add_(1)
-        stack.append(_Frame(module, batch, noisy, stream))
+        stack.append(_Frame(owner, batch, noisy, noised))
+        embeds = batch.get("inputs_embeds")
+        if len(stack) > 1 or not noisy or not isinstance(embeds, Tensor) or torch.compiler.is_compiling():
+            return None
+        for reference, input_ids, hook, embedding in self.early_lookups:
+            if reference() is embeds:
+                batch["input_ids"] = input_ids
+                return self.noised(hook, embedding, input_ids, embeds.clone())
+        return None
 
-    def leave(self, module: nn.Module, failed: bool) -> None:
+    def leave(self, owner: "_OwnerPreHook", module: nn.Module, failed: bool) -> None:
         stack = self.calls.stack
         # Somebody's pre-hook may have raised before ours had its turn.
-        if not any(frame.module is module for frame in stack):
+        if not any(frame.owner is owner for frame in stack):
             return
         frame = stack.pop()
-        while frame.module is not module:
+        while frame.owner is not owner:
             frame = stack.pop()
-        if stack:
-            stack[-1].applied = stack[-1].applied or frame.applied
-        elif frame.noisy and not frame.applied and not failed:
+        if failed or not frame.noisy:
+            return
+        stream_is_clean = owner.innermost and not frame.noised[owner.stream]
+        if stream_is_clean or not (stack or any(frame.noised)):
             raise NoiseNotAppliedError(
-                f"a training forward of {type(module).__name__} went by without noise: none of its input embeddings "
-                f"({', '.join(self.handle.embeddings)}) was called with the batch's input_ids. The forward was given "
+                f"a training forward of {type(module).__name__} went by without noise: none of the input embeddings "
+                f"({', '.join(self.handle.embeddings)}) was called in it with the batch's input_ids. It was given "
                 f"{', '.join(name for name, value in frame.batch.items() if value is not None) or 'nothing'}. Pass "
-                "input_ids rather than inputs_embeds, or name the embedding that is called in a plugin: "
-                "neftune_embeddings(model) (neftune_plugins.hookspecs)."
+                "input_ids, or as inputs_embeds the very tensor that the embedding gave; or name the embedding that "
+                "is called in a plugin: neftune_embeddings(model) (neftune_plugins.hookspecs)."
             )
 
-    def noised(self, embedding: nn.Module, input_ids: Tensor, output: Tensor) -> Tensor:
+    def noised(self, hook: "_EmbeddingHook", embedding: nn.Module, input_ids: Tensor, output: Tensor) -> Tensor:
         """The embedding's `output` (..., D) of `input_ids`, with noise where it is due."""
         stack = self.calls.stack
         if not stack:
             # Activation checkpointing calls parts of a model again in backward, outside of every forward.
-            recomputed = self._recomputable(input_ids) if _in_backward() else None
-            return output if recomputed is None else self._add(embedding, output, *recomputed)
+            if _in_backward():
+                recomputed = self._recomputable(input_ids)
+                return output if recomputed is None else self._add(embedding, output, *recomputed)
+            if not torch.compiler.is_compiling():
+                self.early_lookups.append((weakref.ref(output), input_ids, hook, embedding))
+            return output
         if not stack[0].noisy:
             return output
         frame = _frame_with(stack, input_ids)
         if frame is None:
             return output
-        frame.applied = stack[-1].applied = True
-        layout = self.handle.layout({**frame.batch, "is_decoder": bool(frame.stream)})
-        keys = token_keys(frame.batch["input_ids"], layout, self.keys[frame.stream], self.step)
-        scales = token_scales(layout, output.shape[-1], self.alpha, padded_length=self.padded_length)
+        stream = frame.owner.stream
+        frame.noised[stream] = True
+        layout = self.handle.layout({**frame.batch, "is_decoder": bool(stream)})
+        keys = token_keys(frame.batch["input_ids"], layout, self.keys[stream], self.step)
+        scales = token_scales(layout, output.shape[-1], self.alpha / hook.scale, padded_length=self.padded_length)
         if not torch.compiler.is_compiling():
             self.recomputable.append((input_ids, keys, scales))
         return self._add(embedding, output, keys, scales)
@@ -320,29 +343,52 @@ class _Hook(InertHook):
 
 
 class _OwnerPreHook(_Hook):
-    def __init__(self, noise: _Noise, is_root: bool, arguments: tuple[str, ...], stream: int) -> None:
+    """Of a module above an embedding.
+
+    is_root: whether that is the whole model.
+    arguments: names of its forward's parameters.
+    stream: of its noise: 0, or 1 in a decoder that has an encoder.
+    innermost: whether no other such module is inside it.
+    """
+
+    def __init__(self, noise: _Noise, is_root: bool, arguments: tuple[str, ...], stream: int, innermost: bool) -> None:
         super().__init__(noise)
         self.is_root = is_root
         self.arguments = arguments
         self.stream = stream
+        self.innermost = innermost
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         batch = dict(zip(self.arguments, args, strict=False))
         batch.update(kwargs)
-        self.noise.enter(module, self.is_root, batch, self.stream)
+        noised = self.noise.enter(self, module, batch)
+        if noised is None:
+            return None
+        if "inputs_embeds" in kwargs:
+            return args, {**kwargs, "inputs_embeds": noised}
+        index = self.arguments.index("inputs_embeds")
+        return (*args[:index], noised, *args[index + 1 :]), kwargs
 
 
 class _OwnerHook(_Hook):
+    def __init__(self, noise: _Noise, owner: _OwnerPreHook) -> None:
+        super().__init__(noise)
+        self.owner = owner
+
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self.noise.leave(module, failed=output is None)
+        self.noise.leave(self.owner, module, failed=output is None)
 
 
 class _EmbeddingHook(_Hook):
+    def __init__(self, noise: _Noise, scale: float) -> None:
+        super().__init__(noise)
+        self.scale = scale
+
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         input_ids = args[0] if args else next(iter(kwargs.values()))
         if input_ids.is_floating_point():  # a head that shares the weight
             return output
-        return self.noise.noised(module, input_ids, output)
+        return self.noise.noised(self, module, input_ids, output)
 
 
 def _owners(model: nn.Module, embeddings: Sequence[nn.Module]) -> list[nn.Module]:
@@ -359,26 +405,6 @@ def _owners(model: nn.Module, embeddings: Sequence[nn.Module]) -> list[nn.Module
             and "attention_mask" in inspect.signature(module.forward).parameters
         )
     ]
-
-
-def _decoder(model: nn.Module) -> nn.Module | None:
-    """The decoder of an encoder-decoder model."""
-    for module in model.modules():
-        config = getattr(module, "config", None)
-        get_decoder: Any = getattr(module, "get_decoder", None)
-        if getattr(config, "is_encoder_decoder", False) and get_decoder is not None:
-            decoder = get_decoder()
-            return decoder if isinstance(decoder, nn.Module) and decoder is not module else None
-    return None
-
-
-def _pad_token_id(model: nn.Module) -> int | None:
-    for module in model.modules():
-        for config in (getattr(module, "config", None), getattr(module, "generation_config", None)):
-            pad_token_id = getattr(config, "pad_token_id", None)
-            if isinstance(pad_token_id, int) and pad_token_id >= 0:
-                return pad_token_id
-    return None
 
 
 def _forget_compiled_graphs() -> None:

@@ -68,6 +68,22 @@ def test_noise_comes_and_goes_in_a_model_that_was_compiled_before():
     assert torch.equal(compiled(input_ids=ids, attention_mask=mask), clean)
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["torch.compile", "module.compile"])
+def test_a_compiled_model_is_noised_as_the_bare_one(whole):
+    ids, mask = padded(examples([5, 12]))
+    model, noises = ToyModel().train(), []
+    with install(model, NoiseConfig(alpha=5.0)) as handle:
+        handle.step = 0
+        noises.append(model.noise(ids, attention_mask=mask))
+    compiled = torch.compile(model, backend="eager") if whole else model
+    if not whole:
+        model.compile(backend="eager")
+    with install(compiled, NoiseConfig(alpha=5.0)) as handle:
+        handle.step = 0
+        compiled(ids, attention_mask=mask).sum().backward()
+    torch.testing.assert_close(model.entered - model.embed_tokens(ids), noises[0], rtol=0, atol=2e-6)
+
+
 def test_evaluation_of_a_compiled_model_is_clean():
     ids, mask = padded(examples([5, 12]))
     model = ToyModel().train()

@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from neftune_plugins import Layout, NoiseConfig, NoiseNotAppliedError, install
-from tests.support.models import PAD, ToyModel, examples, padded
+from tests.support import specification
+from tests.support.models import PAD, ToyModel, ToySeq2Seq, examples, padded
 
 CONFIG = NoiseConfig(alpha=5.0, seed=11)
 DIM = 48
@@ -385,17 +386,89 @@ def test_threads_do_not_see_each_others_batches(model):
 
 
 def test_a_model_without_an_embedding_is_refused():
-    with pytest.raises(NoiseNotAppliedError, match=r"no input embedding found in Linear.*neftune_embeddings"):
+    with pytest.raises(NoiseNotAppliedError, match=r"no embedding of tokens found in Linear.*neftune_embeddings"):
         install(nn.Linear(2, 2), CONFIG)
 
 
-def test_a_training_forward_without_noise_is_an_error_that_says_what_was_given(model, batch):
-    embeds = model.embed_tokens(batch["input_ids"])
-    with (
-        install(model, CONFIG),
-        pytest.raises(NoiseNotAppliedError, match=r"ToyModel.*embed_tokens.*given inputs_embeds"),
-    ):
-        model(inputs_embeds=embeds)
+@pytest.mark.parametrize("by_name", [True, False])
+def test_embeddings_that_were_looked_up_before_the_forward_are_noised_as_the_ids_are(model, batch, by_name):
+    with install(model, CONFIG) as handle:
+        handle.step = 0
+        noise = model.noise(**batch)
+        embeds = model.embed_tokens(batch["input_ids"])
+        clean = embeds.detach().clone()
+        mask = batch["attention_mask"]
+        if by_name:
+            model(inputs_embeds=embeds, attention_mask=mask).sum().backward()
+        else:
+            model(None, mask, None, embeds).sum().backward()
+    assert torch.equal(embeds, clean)
+    assert torch.equal(model.entered, clean + noise)
+    assert model.embed_tokens.weight.grad.any()
+
+
+def test_embeddings_that_somebody_made_are_an_error_that_says_what_was_given(model, batch):
+    message = r"ToyModel went by without noise.*\(embed_tokens\).*given inputs_embeds\..*neftune_embeddings"
+    with install(model, CONFIG), pytest.raises(NoiseNotAppliedError, match=message):
+        model(inputs_embeds=model.embed_tokens(batch["input_ids"]) * 2)
+
+
+def seq2seq(batch, **others):
+    """A batch for `ToySeq2Seq`: the targets are shorter and have no mask."""
+    ids, _ = padded(examples([4, 7, 3], seed=1))
+    return {**batch, "decoder_input_ids": ids, **others}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_encoder_and_decoder_are_noised_with_their_own_lengths(batch, tied):
+    model = ToySeq2Seq(tied=tied).train()
+    batch = seq2seq(batch)
+    with install(model, CONFIG) as handle:
+        handle.step = 0
+        model(**batch)
+    assert {"encoder.embed_tokens", "decoder.embed_tokens"} <= set(handle.embeddings)
+    for stack, ids in ((model.encoder, batch["input_ids"]), (model.decoder, batch["decoder_input_ids"])):
+        entered = stack.entered - nn.functional.embedding(ids, stack.embed_tokens.weight)
+        for row, tokens in zip(entered.detach(), ids, strict=True):
+            real = [int(token) for token in tokens if token != PAD]
+            expected = specification.noise(real, DIM, alpha=5, seed=11, step=0, stream=int(stack is model.decoder))
+            torch.testing.assert_close(row[: len(real)], torch.tensor(expected), rtol=0, atol=2e-6)
+            assert not row[len(real) :].any()
+
+
+def test_an_encoder_may_have_been_run_before(batch):
+    model = ToySeq2Seq().train()
+    with install(model, CONFIG):
+        encoded = model.encoder(batch["input_ids"], batch["attention_mask"])
+        assert not torch.equal(encoded, model.encoder.embed_tokens(batch["input_ids"]))
+        model(**seq2seq(batch, input_ids=None, encoder_outputs=encoded))
+
+
+@pytest.mark.parametrize(
+    ("part", "name"), [("ToyStack", "decoder_inputs_embeds"), ("ToyStack", "inputs_embeds")], ids=["decoder", "encoder"]
+)
+def test_one_stack_without_noise_is_an_error(batch, part, name):
+    model = ToySeq2Seq().train()
+    batch = seq2seq(batch)
+    ids = batch.pop(name.replace("inputs_embeds", "input_ids"))
+    batch[name] = torch.zeros(*ids.shape, DIM)
+    message = f"{part} went by without noise.*given .*inputs_embeds"
+    with install(model, CONFIG), pytest.raises(NoiseNotAppliedError, match=message):
+        model(**batch)
+
+
+def test_what_embeds_images_is_not_taken_for_an_embedding_of_tokens(model):
+    class Patches(nn.Module):
+        def __init__(self, text):
+            super().__init__()
+            self.patches = nn.Conv2d(3, DIM, 2)
+            self.text = text
+
+        def get_input_embeddings(self):
+            return self.patches
+
+    with install(Patches(model), CONFIG) as handle:
+        assert handle.embeddings == ["text.embed_tokens"]
 
 
 def test_evaluation_may_pass_embeddings(model, batch):

@@ -81,6 +81,23 @@ def test_a_plugin_can_name_the_embedding_of_an_unusual_model(register):
         assert handle.embeddings == ["embed_tokens"]
 
 
+def test_a_plugin_can_tell_by_what_a_model_multiplies_its_embedding(register):
+    model, (ids, mask) = ToyModel().train(), padded(examples([5, 9]))
+
+    class Scale:
+        @hookimpl
+        def neftune_embedding_scale(self, model, embedding):
+            return 8.0 if embedding is toy.embed_tokens else None
+
+    toy, noises = model, []
+    for _ in range(2):
+        with install(model, NoiseConfig(alpha=5.0)) as handle:
+            handle.step = 0
+            noises.append(model.noise(input_ids=ids, attention_mask=mask))
+        register(Scale())
+    torch.testing.assert_close(noises[1] * 8, noises[0], rtol=0, atol=2e-6)
+
+
 def test_a_plugin_can_read_an_unusual_batch(register):
     def read(batch: Batch) -> Layout | None:
         if "lengths" not in batch:

@@ -43,6 +43,59 @@ class ToyModel(nn.Module):
         return (self.entered - nn.functional.embedding(input_ids, self.embed_tokens.weight)).detach()
 
 
+class ToyStack(nn.Module):
+    """An encoder or decoder that owns an embedding; `entered` is what came out of it."""
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self.embed_tokens = embedding
+        self.entered: Tensor | None = None
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed_tokens
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        self.entered = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        return self.entered
+
+
+class ToySeq2Seq(nn.Module):
+    """An encoder and a decoder; `tied` as T5 has them: twins of a shared embedding that nobody calls."""
+
+    def __init__(self, *, tied: bool = True, vocabulary: int = 97, dim: int = 48) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(pad_token_id=PAD, is_encoder_decoder=True)
+        self.encoder = ToyStack(nn.Embedding(vocabulary, dim))
+        self.decoder = ToyStack(nn.Embedding(vocabulary, dim))
+        self.shared = nn.Embedding(vocabulary, dim) if tied else self.encoder.embed_tokens
+        if tied:
+            self.encoder.embed_tokens.weight = self.decoder.embed_tokens.weight = self.shared.weight
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.shared
+
+    def get_decoder(self) -> nn.Module:
+        return self.decoder
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        encoder_outputs: Tensor | None = None,
+    ) -> Tensor:
+        if encoder_outputs is None:
+            encoder_outputs = self.encoder(input_ids, attention_mask, inputs_embeds)
+        return self.decoder(decoder_input_ids, None, decoder_inputs_embeds).mean() + encoder_outputs.mean()
+
+
 def examples(lengths: list[int], *, vocabulary: int = 97, seed: int = 0) -> list[list[int]]:
     """Random examples of these lengths, without the padding id."""
     generator = torch.Generator().manual_seed(seed)

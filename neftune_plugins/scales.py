@@ -1,0 +1,50 @@
+"""By what a model multiplies the output of its embedding before its first block, outside of the embedding's module.
+
+Data about model families, checked by `tests/models` against every model of transformers.
+"""
+
+from collections.abc import Callable, Mapping
+from operator import attrgetter
+from typing import Any
+
+
+def _sqrt_width(module: Any) -> float:
+    """sqrt(d), unless the embedding does that itself (transformers 5)."""
+    scaled_inside = any(hasattr(child, "embed_scale") for child in module.embed_tokens.modules())
+    return 1.0 if scaled_inside else float(module.config.hidden_size**0.5)
+
+
+SCALES: Mapping[str, Callable[[Any], float]] = {
+    **dict.fromkeys(
+        [
+            "FalconH1Model",
+            "Granite4VisionTextModel",
+            "GraniteDoclingTextModel",
+            "GraniteModel",
+            "GraniteMoeHybridModel",
+            "GraniteMoeModel",
+            "GraniteMoeSharedModel",
+            "GraniteMoeSwaModel",
+            "GraniteSwaModel",
+            "HyperCLOVAXModel",
+        ],
+        attrgetter("embedding_multiplier"),
+    ),
+    **dict.fromkeys(
+        [
+            "FSMTDecoder",
+            "FSMTEncoder",
+            "MarianDecoder",
+            "MarianEncoder",
+            "MvpDecoder",
+            "MvpEncoder",
+            "PegasusDecoder",
+            "PegasusEncoder",
+            "SpeechT5TextDecoderPrenet",
+        ],
+        attrgetter("embed_scale"),
+    ),
+    **dict.fromkeys(["Gemma2Model", "GemmaModel"], _sqrt_width),
+    "RecurrentGemmaModel": attrgetter("normalizer"),
+}
+"""The factor, from the module whose forward multiplies by it; by the name of that module's class."""
