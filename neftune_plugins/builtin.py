@@ -47,8 +47,7 @@ def neftune_layout_reader() -> LayoutReader:
 @hookimpl(trylast=True)
 def neftune_embeddings(model: nn.Module) -> Sequence[nn.Module] | None:
     """The input embedding, that of a decoder which has its own, and every other module that looks tokens up in the
-    same parameters (encoder and decoder of T5 and BART own such twins and never call the shared one); the outermost of
-    nested ones (PEFT wraps)."""
+    same parameters (encoder and decoder of T5 and BART own such twins and never call the shared one)."""
     own = [structure.input_embedding(part) for part in (model, structure.decoder(model)) if part is not None]
     found = list(dict.fromkeys(embedding for embedding in own if embedding is not None))
     shared = {id(parameter) for embedding in found for parameter in embedding.parameters()}
@@ -58,8 +57,20 @@ def neftune_embeddings(model: nn.Module) -> Sequence[nn.Module] | None:
             parameters = module._parameters.values()
             if any(id(parameter) in shared for parameter in parameters):
                 found.append(module)
-    inner = {id(child) for module in found for child in module.modules() if child is not module}
-    return [module for module in found if id(module) not in inner] or None
+    return _without_wrapped(model, found) or None
+
+
+def _without_wrapped(model: nn.Module, found: Sequence[nn.Module]) -> list[nn.Module]:
+    """Of an embedding in another one (PEFT wraps) the outer, but the inner where the model also reaches it past the
+    outer (transformers 4: PEFT wraps `shared` of T5, encoder and decoder keep what was there)."""
+    left_out = set()
+    for outer in found:
+        inside = set(outer.modules())
+        outside = [module for module in model.modules() if module not in inside]
+        for inner in inside.intersection(found) - {outer}:
+            is_bypassed = any(child is inner for module in outside for child in module.children())
+            left_out.add(outer if is_bypassed else inner)
+    return [module for module in found if module not in left_out]
 
 
 @hookimpl(trylast=True)
