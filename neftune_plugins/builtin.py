@@ -48,7 +48,8 @@ def neftune_layout_reader() -> LayoutReader:
 def neftune_embeddings(model: nn.Module) -> Sequence[nn.Module] | None:
     """The input embedding, that of a decoder which has its own, and every other module that looks tokens up in the
     same parameters (encoder and decoder of T5 and BART own such twins and never call the shared one)."""
-    own = [structure.input_embedding(part) for part in (model, structure.decoder(model)) if part is not None]
+    parts = [part for part in (model, structure.decoder(model)) if part is not None]
+    own = [structure.input_embedding(part) for part in parts]
     found = list(dict.fromkeys(embedding for embedding in own if embedding is not None))
     shared = {id(parameter) for embedding in found for parameter in embedding.parameters()}
     for module in model.modules():

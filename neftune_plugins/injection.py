@@ -104,7 +104,7 @@ class Handle:
             scale = plugin_manager().hook.neftune_embedding_scale(model=model, embedding=embedding)
             hook = _EmbeddingHook(self._noise, 1.0 if scale is None else scale)
             self._hooks.append(embedding.register_forward_hook(hook, with_kwargs=True))
-        owners = _owners(model, embeddings)
+        owners = _owners(model, decoder, embeddings)
         for module in owners:
             arguments = tuple(inspect.signature(module.forward).parameters)
             innermost = sum(child in owners for child in module.modules()) == 1
@@ -270,8 +270,9 @@ class _Noise:
             return output
         stream = frame.owner.stream
         frame.noised[stream] = True
-        layout = self.handle.layout({**frame.batch, "is_decoder": bool(stream)})
-        keys = token_keys(frame.batch["input_ids"], layout, self.keys[stream], self.step)
+        batch = _batch_of(frame, stack)
+        layout = self.handle.layout({**batch, "is_decoder": bool(stream)})
+        keys = token_keys(batch["input_ids"], layout, self.keys[stream], self.step)
         scales = token_scales(layout, output.shape[-1], self.alpha / hook.scale, padded_length=self.padded_length)
         if not torch.compiler.is_compiling():
             self.recomputable.append((input_ids, keys, scales))
@@ -321,6 +322,16 @@ def _frame_with(stack: list[_Frame], input_ids: Tensor) -> _Frame | None:
         if alike is None and isinstance(ids, Tensor) and ids.shape == input_ids.shape:
             alike = frame
     return alike
+
+
+def _batch_of(frame: _Frame, stack: list[_Frame]) -> dict[str, Any]:
+    """The arguments of that call, completed by those of the calls around it that were given the same ids (RWKV keeps
+    the mask from its inner model)."""
+    batch: dict[str, Any] = {}
+    for other in stack:
+        if other.batch.get("input_ids") is frame.batch["input_ids"] and other.owner.stream == frame.owner.stream:
+            batch.update({name: value for name, value in other.batch.items() if value is not None})
+    return batch
 
 
 class InertHook:
@@ -391,14 +402,14 @@ class _EmbeddingHook(_Hook):
         return self.noise.noised(self, module, input_ids, output)
 
 
-def _owners(model: nn.Module, embeddings: Sequence[nn.Module]) -> list[nn.Module]:
-    """The model, and each module above an embedding whose forward takes `attention_mask`; outermost first. (BERT's
-    embedding layer takes `input_ids` and knows nothing of padding.)"""
+def _owners(model: nn.Module, decoder: nn.Module | None, embeddings: Sequence[nn.Module]) -> list[nn.Module]:
+    """The model, its decoder, and each module above an embedding whose forward takes `attention_mask`; outermost first.
+    (BERT's embedding layer takes `input_ids` and knows nothing of padding.)"""
     wanted = set(embeddings)
     return [
         module
         for module in model.modules()
-        if module is model
+        if module in (model, decoder)
         or (
             module not in wanted
             and not wanted.isdisjoint(module.modules())

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def _sqrt_width(module: Any) -> float:
-    """sqrt(d), unless the embedding does that itself (transformers 5)."""
+    """sqrt(d), unless the embedding does that itself (Gemma in transformers 5)."""
     scaled_inside = any(hasattr(child, "embed_scale") for child in module.embed_tokens.modules())
     return 1.0 if scaled_inside else float(module.config.hidden_size**0.5)
 
@@ -32,19 +32,27 @@ SCALES: Mapping[str, Callable[[Any], float]] = {
     ),
     **dict.fromkeys(
         [
+            "BlenderbotSmallEncoder",
             "FSMTDecoder",
             "FSMTEncoder",
+            "Kosmos2TextTransformer",
+            "Kosmos2_5TextTransformer",
             "MarianDecoder",
             "MarianEncoder",
             "MvpDecoder",
             "MvpEncoder",
             "PegasusDecoder",
             "PegasusEncoder",
+            "Speech2TextDecoder",
             "SpeechT5TextDecoderPrenet",
         ],
         attrgetter("embed_scale"),
     ),
-    **dict.fromkeys(["Gemma2Model", "GemmaModel"], _sqrt_width),
+    **dict.fromkeys(["Gemma2Model", "GemmaModel", "T5GemmaDecoder", "T5GemmaEncoder"], _sqrt_width),
+    "AfmoeModel": lambda module: module.config.hidden_size**0.5 if module.config.mup_enabled else 1.0,
+    "BigBirdEmbeddings": lambda module: module.hidden_size**0.5 if module.rescale_embeddings else 1.0,
+    "CTRLModel": lambda module: module.d_model_size**0.5,
+    "HrmTextModel": attrgetter("embedding_scale"),
     "RecurrentGemmaModel": attrgetter("normalizer"),
 }
 """The factor, from the module whose forward multiplies by it; by the name of that module's class."""

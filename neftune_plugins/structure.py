@@ -6,8 +6,9 @@ from torch import nn
 
 
 def input_embedding(model: nn.Module) -> nn.Module | None:
-    """`get_input_embeddings()` of the outermost module that has one for tokens to give (value heads and other wrappers
-    have none, models that read images or sound may give what embeds those)."""
+    """`get_input_embeddings()` of the outermost module that has one for tokens to give: value heads and other wrappers
+    have none, models that read images or sound may give what embeds those. Failing that, the model's `embed_tokens`
+    (decoders that nobody was meant to use alone)."""
     for module in model.modules():
         getter = getattr(module, "get_input_embeddings", None)
         if getter is None:
@@ -18,7 +19,8 @@ def input_embedding(model: nn.Module) -> nn.Module | None:
             continue
         if isinstance(embedding, nn.Module) and _looks_up(embedding):
             return embedding
-    return None
+    found = getattr(model, "embed_tokens", None)
+    return found if isinstance(found, nn.Module) else None
 
 
 def _looks_up(embedding: nn.Module) -> bool:

@@ -261,6 +261,24 @@ def test_a_layer_of_embeddings_that_is_given_no_mask_does_not_hide_it(batch):
     assert not noise[~real].any()
 
 
+def test_a_mask_that_an_inner_model_is_not_given_is_known(model, batch):
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, input_ids=None, attention_mask=None):
+            return self.inner(input_ids=input_ids)
+
+    outer = Outer().train()
+    with install(outer, CONFIG) as handle:
+        handle.step = 0
+        outer(**batch)
+        without_inner_mask = model.entered
+        model.noise(**batch)
+    assert torch.equal(without_inner_mask, model.entered)
+
+
 def test_the_tied_output_layer_stays_clean(model):
     with install(model, CONFIG) as handle:
         assert handle.embeddings == ["embed_tokens"]
