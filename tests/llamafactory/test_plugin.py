@@ -2,6 +2,7 @@
 configurations that we show, and the demo."""
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -20,7 +21,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from neftune_plugins import NoiseConfigError
+from neftune_plugins import NoiseConfig, NoiseConfigError
+from neftune_plugins.config import key
 from neftune_plugins.layout import read_layout
 from tests.llamafactory.configs import LORA, V1_MODES, base_config, command
 from tests.llamafactory.driver import HAS_V1, make_driver
@@ -200,9 +202,22 @@ def test_the_help_has_each_key_once(mode, capsys):
     assert caught.value.code in (0, None)
     shown = capsys.readouterr().out
     text = " ".join(shown.split())
-    for key in ("neftune_noise_alpha", "neftune_noise_type", "neftune_noise_length", "neftune_noise_seed"):
-        assert len(re.findall(rf"^ +--{key}\b", shown, re.MULTILINE)) == 1
-        assert text.count(TrainingArguments.__dataclass_fields__[key].metadata["help"]) == 1
+    for name in map(key, dataclasses.fields(NoiseConfig)):
+        assert len(re.findall(rf"^ +--{name}\b", shown, re.MULTILINE)) == 1
+        assert text.count(TrainingArguments.__dataclass_fields__[name].metadata["help"]) == 1
+
+
+@needs_v1
+def test_v1_has_schedules(run, driver):
+    v1 = run("v1", **KEYS, neftune_noise_schedule="cosine")
+    assert len(v1.steps) == 5
+    for call in v1.calls:
+        alpha = specification.alpha_at("cosine", 5, call.global_step, 5)
+        for example in per_example(call, driver.pad_id):
+            want = specification.noise(
+                example.ids.tolist(), example.noise.shape[1], alpha=alpha, seed=driver.seed, step=call.global_step
+            )
+            torch.testing.assert_close(example.noise, torch.tensor(want), rtol=0, atol=2e-7)
 
 
 # --- Several processes -----------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ import pytest
 import torch
 import yaml
 
+from neftune_plugins import NoiseConfigError
 from tests.ludwig.configs import base_config, with_keys
 from tests.ludwig.driver import make_driver, without_patches
 from tests.ludwig.runs import ENVIRONMENT, clean_process, ludwig_cli, run_ludwig
@@ -424,6 +425,32 @@ def test_online_training_keeps_the_model(driver):
         assert not neftune_hooks_in(watch.model)
 
 
+def test_online_training_has_no_end_that_a_schedule_could_lead_to(driver):
+    keys = KEYS | {"neftune_noise_schedule": "linear"}
+    with ludwig_model(with_keys(base_config(driver.model, "full"), keys)) as (model, watch):
+        with pytest.raises(NoiseConfigError, match="neftune_noise_schedule: 'linear' follows the optimisation steps"):
+            model.train_online(dataset=str(driver.dataset))
+        assert not neftune_hooks_in(watch.model)
+
+
+@pytest.mark.parametrize(
+    ("mode", "trainer", "num_steps"),
+    [
+        ("accumulation", {}, 5),
+        ("accumulation_uneven", {}, 5),  # epochs of 6 batches: 4 and 2, 4 and 2, 4
+        ("accumulation_uneven", {"train_steps": None, "epochs": 2, "steps_per_checkpoint": 3}, 6),  # 3, 1 and 2 in each
+        ("ecd", {}, 5),
+    ],
+)
+def test_a_schedule_is_over_the_updates_of_the_optimizer(driver, mode, trainer, num_steps, tmp_path):
+    config = with_keys(base_config(driver.model, mode), KEYS | {"neftune_noise_schedule": "linear"})
+    config["trainer"] |= trainer
+    run = run_ludwig(config, tmp_path, driver.dataset, random_seed=driver.seed)
+    assert len(run.steps) == num_steps
+    for call in trained(run.calls):
+        assert_papers_noise([call], driver.pad_id, ALPHA * (1 - call.global_step / num_steps))
+
+
 def train_with_callback(driver, folder: Path, keys: dict[str, Any], config: dict[str, Any] | None = None, **given: Any):
     from neftune_ludwig import NEFTuneCallback
 
@@ -780,9 +807,11 @@ def test_the_exported_schema_has_the_keys(outside):
         "neftune_noise_alpha": ["null", "number"],
         "neftune_noise_type": ["null", "string"],
         "neftune_noise_length": ["null", "string"],
+        "neftune_noise_schedule": ["null", "string"],
         "neftune_noise_seed": ["integer", "null"],
     }
     assert ours["neftune_noise_length"]["enum"] == ["sequence", "padded", None]
+    assert ours["neftune_noise_schedule"]["enum"] == ["constant", "linear", "cosine", None]
     assert all(len(field["description"]) > 50 for field in ours.values())
 
 
