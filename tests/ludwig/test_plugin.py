@@ -3,6 +3,7 @@ demo."""
 
 import contextlib
 import copy
+import functools
 import json
 import math
 import os
@@ -617,15 +618,39 @@ def steps(driver, mode: str, keys: dict[str, Any], num_batches: int, folder: Pat
     return run_ludwig(config, folder, driver.dataset, **options)
 
 
-@pytest.mark.parametrize(("mode", "num_batches"), [("full", 3), ("accumulation", 6)])
-def test_a_resumed_run_is_the_run_that_was_not_interrupted(driver, mode, num_batches, tmp_path):
-    whole = steps(driver, mode, KEYS, 2 * num_batches, tmp_path / "whole")
-    steps(driver, mode, KEYS, num_batches, tmp_path / "half")
-    rest = steps(driver, mode, KEYS, 2 * num_batches, tmp_path / "rest", tmp_path / "half" / "out" / "experiment_run")
+@pytest.fixture(scope="module")
+def resumed(driver, tmp_path_factory):
+    """A run of six steps, and one that was interrupted after three, an epoch."""
+
+    @functools.cache
+    def resumed(mode: str, num_batches: int) -> tuple[Run, Run]:
+        folder = tmp_path_factory.mktemp(mode)
+        whole = steps(driver, mode, KEYS, 2 * num_batches, folder / "whole")
+        steps(driver, mode, KEYS, num_batches, folder / "half")
+        half = folder / "half" / "out" / "experiment_run"
+        return whole, steps(driver, mode, KEYS, 2 * num_batches, folder / "rest", half)
+
+    return resumed
+
+
+@pytest.mark.parametrize(("mode", "num_batches"), [("accumulation", 6), ("lora", 3)])
+def test_a_resumed_run_has_the_noise_of_the_run_that_was_not_interrupted(resumed, mode, num_batches):
+    whole, rest = resumed(mode, num_batches)
     assert [step["step"] for step in rest.steps] == [4, 5, 6]
     assert len(rest.calls) == num_batches
     for call, other in zip(rest.calls, whole.calls[num_batches:], strict=True):
         assert torch.equal(call.noise, other.noise)
+
+
+WITH_DROPOUT = pytest.mark.xfail(
+    raises=AssertionError,
+    reason="Ludwig's checkpoints hold no random state: a resumed run is seeded anew, and dropout with it",
+)
+
+
+@pytest.mark.parametrize(("mode", "num_batches"), [("accumulation", 6), pytest.param("lora", 3, marks=WITH_DROPOUT)])
+def test_a_resumed_run_is_the_run_that_was_not_interrupted(resumed, mode, num_batches):
+    whole, rest = resumed(mode, num_batches)
     assert rest.losses == whole.losses[3:]
     assert rest.weights == whole.weights is not None
 
