@@ -15,6 +15,7 @@ from neftune_plugins.errors import NoiseConfigError
 _LARGEST_ALPHA = 1e30  # float32, the noise's own precision, holds it and what is made of it
 
 Length = Literal["sequence", "padded"]
+Schedule = Literal["constant", "linear", "cosine"]
 
 
 def _field(default: Any, *, key: str, annotation: Any, help: str) -> Any:
@@ -51,6 +52,13 @@ class NoiseConfig:
         help="What L counts. sequence: the real tokens of each example, as in the paper. padded: the width of the "
         "padded or packed row, the magnitude of the frameworks' native hook.",
     )
+    schedule: Schedule = _field(  # noqa: RUF009
+        "constant",
+        key="neftune_noise_schedule",
+        annotation=Schedule | None,
+        help="Alpha over the run. constant: as given. linear, cosine: from there to 0, as the learning-rate schedules "
+        "of these names.",
+    )
     seed: int | None = _field(
         None,
         key="neftune_noise_seed",
@@ -65,12 +73,14 @@ class NoiseConfig:
             raise _error("alpha", self.alpha, "must be finite and above 0, such as 5; for no noise leave the key out")
         from neftune_plugins.manager import noise_types  # loads the plugins: only once a run wants noise
 
-        types = noise_types()
-        if not isinstance(self.type, str) or self.type not in types:
-            raise _error("type", self.type, f"must be one of: {', '.join(types)}{_guess(self.type, types)}")
-        lengths = get_args(Length)
-        if self.length not in lengths:
-            raise _error("length", self.length, f"must be one of: {', '.join(lengths)}{_guess(self.length, lengths)}")
+        for name, choices in (
+            ("type", tuple(noise_types())),
+            ("length", get_args(Length)),
+            ("schedule", get_args(Schedule)),
+        ):
+            value = getattr(self, name)
+            if value not in choices:
+                raise _error(name, value, f"must be one of: {', '.join(choices)}{_guess(value, choices)}")
         if self.seed is not None and (
             isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**64
         ):

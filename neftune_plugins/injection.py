@@ -23,6 +23,7 @@ from neftune_plugins.errors import NoiseNotAppliedError
 from neftune_plugins.layout import Batch, Layout, LayoutReader
 from neftune_plugins.manager import layout_readers, noise_types, plugin_manager
 from neftune_plugins.noise import add_noise, add_noise_, stream_key, token_keys, token_scales
+from neftune_plugins.schedule import alpha_at, steps_unknown
 
 # Forwards whose noise can be recomputed in one backward; what is kept of each is 20 bytes a token.
 _MAX_RECOMPUTABLE = 64
@@ -35,6 +36,7 @@ def install(
     config: NoiseConfig,
     *,
     seed: int | None = None,
+    steps: int | None = None,
     pad_token_id: int | None = None,
     layout_reader: LayoutReader | None = None,
 ) -> "Handle":
@@ -43,6 +45,7 @@ def install(
     model: any torch module with `get_input_embeddings()`, wrapped or not, whose forward takes `input_ids`, or as
         `inputs_embeds` what that embedding gave.
     seed: of the noise, where the configuration gives none; 0 where neither does.
+    steps: how many optimisation steps the run has; a schedule other than constant needs it.
     pad_token_id: as the batches are padded; by default what the model's configuration says.
     layout_reader: asked for the examples of a batch before those of the plugins.
 
@@ -50,7 +53,8 @@ def install(
     generation, or a reference model's forward. Installing again replaces what was installed before.
 
     Raises NoiseNotAppliedError where no embedding is found; so does the first training forward of a model, of its
-    encoder or of its decoder that goes by without noise.
+    encoder or of its decoder that goes by without noise. Where a schedule is not told the steps, the first training
+    forward raises NoiseConfigError.
     """
     embeddings = plugin_manager().hook.neftune_embeddings(model=model)
     if not embeddings:
@@ -63,7 +67,7 @@ def install(
         for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
             if isinstance(hook, _Hook):
                 hook.noise.handle.remove()
-    handle = Handle(model, config, embeddings, seed or 0, pad_token_id, layout_reader)
+    handle = Handle(model, config, embeddings, seed or 0, steps, pad_token_id, layout_reader)
     plugin_manager().hook.neftune_installed(handle=handle)
     return handle
 
@@ -74,6 +78,7 @@ class Handle:
     model: what it was installed in.
     config: its configuration.
     embeddings: names of the noised modules in the model.
+    steps: how many optimisation steps the run has. May be set until `step` is, where it is not known earlier.
     """
 
     def __init__(
@@ -82,11 +87,13 @@ class Handle:
         config: NoiseConfig,
         embeddings: Sequence[nn.Module],
         seed: int,
+        steps: int | None,
         pad_token_id: int | None,
         layout_reader: LayoutReader | None,
     ) -> None:
         self.model = model
         self.config = config
+        self.steps = steps
         names = {module: name for name, module in model.named_modules()}
         strangers = [type(embedding).__name__ for embedding in embeddings if embedding not in names]
         if strangers:
@@ -117,7 +124,7 @@ class Handle:
     def step(self) -> int:
         """The optimisation step whose noise is drawn. Each value gives new noise, the same value the same noise.
 
-        Until it is set, every training forward counts as a step of its own.
+        Until it is set, every training forward counts as a step of its own, where the schedule is constant.
         """
         return int(self._noise.step)
 
@@ -125,6 +132,11 @@ class Handle:
     def step(self, step: int) -> None:
         self._noise.begin_step(step)
         plugin_manager().hook.neftune_step(handle=self)
+
+    @property
+    def alpha(self) -> float:
+        """Alpha at `step`, as the float32 that enters the noise."""
+        return float(self._noise.alpha)
 
     @property
     def installed(self) -> bool:
@@ -193,11 +205,11 @@ class _Noise:
         self.handle = handle
         config = handle.config
         self.noise_type = noise_types()[config.type]
-        self.alpha = float(config.alpha)
         self.padded_length = config.length == "padded"
         self.keys = (stream_key(seed, 0), stream_key(seed, 1))
-        # A tensor, so that a compiled graph takes it as an input and is not compiled again when it changes.
+        # Tensors, so that a compiled graph takes them as inputs and is not compiled again when they change.
         self.step = torch.full((), -1, dtype=torch.int64)
+        self.alpha = torch.full((), config.alpha, dtype=torch.float32)
         self.counts_forwards = True
         self.calls = _Calls()
         self.recomputable: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=_MAX_RECOMPUTABLE)
@@ -206,6 +218,7 @@ class _Noise:
         )
 
     def begin_step(self, step: int) -> None:
+        self.alpha.fill_(alpha_at(self.handle.config, step, self.handle.steps))
         self.counts_forwards = False
         self.step.fill_(step)
         self.calls.stack.clear()  # an interrupted forward may have left its calls
@@ -221,6 +234,8 @@ class _Noise:
         else:
             noisy, noised = module.training and torch.is_grad_enabled(), [False, False]
             if noisy and self.counts_forwards and not _in_backward():
+                if self.handle.config.schedule != "constant":
+                    raise steps_unknown(self.handle.config)
                 self.step.add_(1)
         stack.append(_Frame(owner, batch, noisy, noised))
         embeds = batch.get("inputs_embeds")

@@ -90,9 +90,10 @@ def token_keys(input_ids_BL: Tensor, layout: Layout, key: int, step: Tensor) -> 
     return _splitmix64(_splitmix64(example_BL ^ run) ^ layout.position_BL)
 
 
-def token_scales(layout: Layout, dim: int, alpha: float, *, padded_length: bool = False) -> Tensor:
+def token_scales(layout: Layout, dim: int, alpha: Tensor | float, *, padded_length: bool = False) -> Tensor:
     """alpha / sqrt(L d) (arXiv 2310.05914, Algorithm 1) for each token, 0 on padding.
 
+    alpha: a 0-d float32 tensor, so that a compiled graph need not know its value, or a number.
     L is the length of the token's example, or with `padded_length` the width of its row. Returns float32 (B, L).
     """
     length_BL = torch.full_like(layout.length_BL, layout.length_BL.shape[-1]) if padded_length else layout.length_BL

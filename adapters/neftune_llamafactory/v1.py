@@ -34,7 +34,13 @@ class NEFTuneV1Callback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, **kwargs: Any) -> None:
         config = resolve(vars(args), self._given) if enabled() else None
         if config is not None:
-            self._handle = install(kwargs["model"], config, seed=args.seed, pad_token_id=self._pad_token_id)
+            self._handle = install(
+                kwargs["model"],
+                config,
+                seed=args.seed,
+                steps=state.num_training_steps,
+                pad_token_id=self._pad_token_id,
+            )
             _log.info_rank0(str(self._handle))
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, **kwargs: Any) -> None:

@@ -55,7 +55,9 @@ class NEFTuneCallback(TrainerCallback):
         processing_class = kwargs.get("processing_class")
         tokenizer = getattr(processing_class, "tokenizer", processing_class)
         pad_token_id = getattr(tokenizer, "pad_token_id", None)
-        self._handle = install(kwargs["model"], config, seed=args.seed, pad_token_id=pad_token_id)
+        self._handle = install(
+            kwargs["model"], config, seed=args.seed, steps=state.max_steps, pad_token_id=pad_token_id
+        )
         self._handle.step = state.global_step
         if state.is_world_process_zero:
             self.logger.info(str(self._handle))

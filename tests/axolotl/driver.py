@@ -16,10 +16,11 @@ from packaging.version import Version
 from safetensors.torch import load_file
 
 from tests.axolotl.configs import MODES, base_config
-from tests.axolotl.runs import run_axolotl
+from tests.axolotl.runs import axolotl_cli, run_axolotl
 from tests.conformance import golden
-from tests.support.recorder import AtStepEnd, Run
+from tests.support.recorder import KILL_AFTER, AtStepEnd, Run
 
+SAVING = {"save_strategy": "steps", "save_steps": 3}
 RL_MODES = ("dpo", "dpo_lora", "orpo", "kto")
 
 # Releases that do not find plugins by their entry points.
@@ -60,6 +61,8 @@ class AxolotlDriver:
     native_hook = "neftune_post_forward_hook"
     reference_modes = ("dpo_lora", "kto")
     golden_modes = ("sft",)
+    resumed_modes = ("sft",)
+    resumes_dropout = True
     seed = golden.SEED
     pad_id = 0
 
@@ -84,11 +87,27 @@ class AxolotlDriver:
         if evaluate:
             config |= {"val_set_size": 0.1, "eval_strategy": "steps", "eval_steps": 1}
         if save:
-            config |= {"save_strategy": "steps", "save_steps": 3}
+            config |= SAVING
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(probe_plugin, "at_step_end", at_step_end)
             with without_entry_point() if stock else contextlib.nullcontext():
                 run = run_axolotl(config if stock else with_plugin(config), folder)
+        run.saved = folder / "out"
+        return run
+
+    def launch(
+        self,
+        mode: str,
+        keys: Mapping[str, Any],
+        *,
+        folder: Path,
+        kill_after: int | None = None,
+        resume: Path | None = None,
+    ) -> Run:
+        config = base_config(self.model, mode) | dict(keys) | SAVING
+        if resume is not None:
+            config |= {"resume_from_checkpoint": str(resume / "checkpoint-3")}
+        run = axolotl_cli(with_plugin(config), folder, env={KILL_AFTER: str(kill_after)})
         run.saved = folder / "out"
         return run
 

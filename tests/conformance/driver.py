@@ -20,9 +20,12 @@ class Driver(Protocol):
     native_hook: name of that hook's function.
     reference_modes: those of `modes` in which the trained model also makes reference or KL forwards.
     golden_modes: names of the ways in which it trains on given examples.
+    resumed_modes: those of `modes` that are put through SIGKILL.
+    resumes_dropout: whether the framework's checkpoints hold the random state.
     seed: of the runs.
     pad_id: of the tokenizer.
-    weight: (V, D) input embedding of the model before training.
+    model: folder of the model.
+    weight: (V, D) its input embedding before training.
     """
 
     name: str
@@ -32,8 +35,11 @@ class Driver(Protocol):
     native_hook: str
     reference_modes: tuple[str, ...]
     golden_modes: tuple[str, ...]
+    resumed_modes: tuple[str, ...]
+    resumes_dropout: bool
     seed: int
     pad_id: int
+    model: Path
     weight: Any
 
     def train(
@@ -50,7 +56,23 @@ class Driver(Protocol):
         """A run of a few steps.
 
         keys: `neftune_*` keys. stock: as if this package were not installed. evaluate: at every step. save: the
-        trained model into `run.saved`. Raises what the framework raises.
+        trained model into `run.saved`, and checkpoints after steps 3 and 5. Raises what the framework raises.
+        """
+        ...
+
+    def launch(
+        self,
+        mode: str,
+        keys: Mapping[str, Any],
+        *,
+        folder: Path,
+        kill_after: int | None = None,
+        resume: Path | None = None,
+    ) -> Run:
+        """The run of `train` with `save` in a process of its own, by the framework's command line where it has one.
+
+        kill_after: the step at whose end it gets SIGKILL. resume: `saved` of such a run, whose checkpoint it goes on
+        from. Does not raise when it fails: look at `returncode` and `output`.
         """
         ...
 

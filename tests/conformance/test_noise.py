@@ -169,6 +169,19 @@ def test_native_magnitude_for_comparison(run, driver, sft_mode):
         assert not padding_noise(call, driver.pad_id).any()
 
 
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_alpha_follows_the_schedule(run, driver, sft_mode, schedule):
+    scheduled = run(sft_mode, neftune_noise_alpha=ALPHA, neftune_noise_schedule=schedule)
+    constant = run(sft_mode, neftune_noise_alpha=ALPHA)
+    steps = len(scheduled.steps)
+    seen = set()
+    for call, other in zip(trained(scheduled), trained(constant), strict=True):
+        alpha = specification.alpha_at(schedule, ALPHA, call.global_step, steps)
+        torch.testing.assert_close(call.noise, other.noise * (alpha / ALPHA), rtol=0, atol=4e-7)
+        seen.add(call.global_step)
+    assert seen == set(range(steps)) and steps >= 4
+
+
 def test_the_seed_can_be_given(run, driver, sft_mode):
     call = trained(run(sft_mode, neftune_noise_alpha=ALPHA, neftune_noise_seed=2**63 + 1))[0]
     example = per_example(call, driver.pad_id)[0]

@@ -35,10 +35,11 @@ def test_all_keys():
             "neftune_noise_alpha": 5,
             "neftune_noise_type": "gaussian",
             "neftune_noise_length": "padded",
+            "neftune_noise_schedule": "cosine",
             "neftune_noise_seed": 0,
         }
     )
-    assert config == NoiseConfig(alpha=5, type="gaussian", length="padded", seed=0)
+    assert config == NoiseConfig(alpha=5, type="gaussian", length="padded", schedule="cosine", seed=0)
 
 
 @pytest.mark.parametrize(
@@ -74,5 +75,5 @@ def test_what_keys_and_a_callback_cannot_say(keys, given, message):
 
 
 def test_a_misspelt_argument_of_a_callback_is_told_the_right_ones():
-    with pytest.raises(TypeError, match=r"has no argument 'sead'; it has alpha, type, length, seed"):
+    with pytest.raises(TypeError, match=r"has no argument 'sead'; it has alpha, type, length, schedule, seed"):
         resolve({}, {"alpha": 5, "sead": 1})

@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 
 from tests.conformance import golden
 from tests.llamafactory.configs import MODES, V1_MODES, base_config, command
-from tests.llamafactory.runs import run_llamafactory
+from tests.llamafactory.runs import llamafactory_cli, run_llamafactory
 from tests.support.loading import transformers_loads_model
-from tests.support.recorder import AtStepEnd, Run
+from tests.support.recorder import KILL_AFTER, AtStepEnd, Run
 
 # Before 0.9.5, V1 is a skeleton, and neat_packing refuses every transformers that this package supports.
 HAS_V1 = Version(version("llamafactory")) >= Version("0.9.5")
@@ -52,6 +52,10 @@ def without_patches() -> Iterator[None]:
         yield
 
 
+def _saving(mode: str) -> dict[str, Any]:
+    return {"save_steps": 3} | ({} if mode in V1_MODES else {"save_strategy": "steps"})
+
+
 class LlamaFactoryDriver:
     """See `tests.conformance.driver.Driver`."""
 
@@ -62,6 +66,8 @@ class LlamaFactoryDriver:
     native_hook = "neftune_post_forward_hook"
     reference_modes = ("dpo_lora", "kto", "kto_lora")
     golden_modes = ("sft", "v1") if HAS_V1 else ("sft",)
+    resumed_modes = ("lora", "v1") if HAS_V1 else ("lora",)
+    resumes_dropout = True
     seed = golden.SEED
     pad_id = 0
 
@@ -84,9 +90,23 @@ class LlamaFactoryDriver:
         if evaluate:
             config |= {"val_size": 0.1, "eval_strategy": "steps", "eval_steps": 1}
         if save:
-            config |= {"save_strategy": "steps", "save_steps": 3}
+            config |= _saving(mode)
         with without_patches() if stock else contextlib.nullcontext():
             return run_llamafactory(config, folder, command(mode), at_step_end=at_step_end)
+
+    def launch(
+        self,
+        mode: str,
+        keys: Mapping[str, Any],
+        *,
+        folder: Path,
+        kill_after: int | None = None,
+        resume: Path | None = None,
+    ) -> Run:
+        config = base_config(self.model, mode) | dict(keys) | _saving(mode)
+        if resume is not None:
+            config |= {"resume_from_checkpoint": str(resume / "checkpoint-3")}
+        return llamafactory_cli(config, folder, command(mode), env={KILL_AFTER: str(kill_after)})
 
     def train_golden(self, mode: str, examples: Sequence[golden.Golden], model: Path, folder: Path) -> Run:
         folder.mkdir(parents=True)

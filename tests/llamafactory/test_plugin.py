@@ -2,6 +2,7 @@
 configurations that we show, and the demo."""
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -20,7 +21,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from neftune_plugins import NoiseConfigError
+from neftune_plugins import NoiseConfig, NoiseConfigError
+from neftune_plugins.config import key
 from neftune_plugins.layout import read_layout
 from tests.llamafactory.configs import LORA, V1_MODES, base_config, command
 from tests.llamafactory.driver import HAS_V1, make_driver
@@ -96,17 +98,20 @@ def noisy_per_step(run: Run) -> float:
     return sum(bool(call.noise.any()) for call in run.calls) / len(run.steps)
 
 
-def assert_specified_noise(run: Run, driver, *, num_steps: int = 5, kind: str = "uniform") -> set[tuple[int, ...]]:
+def assert_specified_noise(
+    run: Run, driver, *, num_steps: int = 5, kind: str = "uniform", schedule: str = "constant"
+) -> set[tuple[int, ...]]:
     """Every example of the run has the noise of docs/noise.md, and no hook but ours was there; gives the examples."""
     assert neftune_hooks(run) == OURS
     assert len(run.steps) == num_steps
     seen = set()
     for call in run.calls:
+        alpha = specification.alpha_at(schedule, 5, call.global_step, num_steps)
         for example in per_example(call, driver.pad_id):
             ids = example.ids.tolist()
             seen.add(tuple(ids))
             want = specification.noise(
-                ids, example.noise.shape[1], alpha=5, seed=driver.seed, step=call.global_step, kind=kind
+                ids, example.noise.shape[1], alpha=alpha, seed=driver.seed, step=call.global_step, kind=kind
             )
             # Both are differences of float32 sums; their terms are below 1.
             torch.testing.assert_close(example.noise, torch.tensor(want), rtol=0, atol=2e-7)
@@ -200,9 +205,14 @@ def test_the_help_has_each_key_once(mode, capsys):
     assert caught.value.code in (0, None)
     shown = capsys.readouterr().out
     text = " ".join(shown.split())
-    for key in ("neftune_noise_alpha", "neftune_noise_type", "neftune_noise_length", "neftune_noise_seed"):
-        assert len(re.findall(rf"^ +--{key}\b", shown, re.MULTILINE)) == 1
-        assert text.count(TrainingArguments.__dataclass_fields__[key].metadata["help"]) == 1
+    for name in map(key, dataclasses.fields(NoiseConfig)):
+        assert len(re.findall(rf"^ +--{name}\b", shown, re.MULTILINE)) == 1
+        assert text.count(TrainingArguments.__dataclass_fields__[name].metadata["help"]) == 1
+
+
+@needs_v1
+def test_v1_has_schedules(run, driver):
+    assert_specified_noise(run("v1", **KEYS, neftune_noise_schedule="cosine"), driver, schedule="cosine")
 
 
 # --- Several processes -----------------------------------------------------------------------------------------------
@@ -278,19 +288,6 @@ def test_v1_can_synchronize_processes_on_a_cpu():
 
 
 # --- What a run leaves behind ----------------------------------------------------------------------------------------
-
-
-@both_paths
-def test_a_resumed_run_is_the_uninterrupted_one(driver, run, mode, tmp_path):
-    saving = {"save_steps": 3} | ({} if mode in V1_MODES else {"save_strategy": "steps"})
-    whole = driver.train(mode, KEYS | saving, folder=tmp_path / "whole")
-    assert whole.weights == run(mode, **KEYS).weights
-    checkpoint = whole.saved / "checkpoint-3"
-    resumed = driver.train(mode, KEYS | {"resume_from_checkpoint": str(checkpoint)}, folder=tmp_path / "resumed")
-    assert [step["step"] for step in resumed.steps] == [4, 5]
-    assert {call.global_step for call in resumed.calls} == {3, 4}
-    assert resumed.losses == whole.losses[3:]
-    assert resumed.weights == whole.weights
 
 
 class TrainingStoppedError(Exception):

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 from tests.conformance import golden
 from tests.ludwig.configs import MODES, base_config, with_keys, write_dataset
-from tests.ludwig.runs import run_ludwig
+from tests.ludwig.runs import ludwig_cli, run_ludwig
 from tests.support.loading import transformers_loads_model
-from tests.support.recorder import AtStepEnd, Run
+from tests.support.recorder import KILL_AFTER, AtStepEnd, Run
 
 
 def make_driver() -> LudwigDriver:
@@ -63,6 +63,8 @@ class LudwigDriver:
     native_hook = "hook_fn"
     reference_modes = ()
     golden_modes = ("full",)
+    resumed_modes = ("full",)
+    resumes_dropout = False
     seed = golden.SEED
     pad_id = 0
 
@@ -93,6 +95,21 @@ class LudwigDriver:
                 save=save,
                 random_seed=self.seed,
             )
+
+    def launch(
+        self,
+        mode: str,
+        keys: Mapping[str, Any],
+        *,
+        folder: Path,
+        kill_after: int | None = None,
+        resume: Path | None = None,
+    ) -> Run:
+        config = with_keys(base_config(self.model, mode), keys)
+        arguments = ["--random_seed", str(self.seed)]
+        if resume is not None:
+            arguments += ["--model_resume_path", str(resume.parents[1])]
+        return ludwig_cli(config, folder, self.dataset, *arguments, env={KILL_AFTER: str(kill_after)})
 
     def train_golden(self, mode: str, examples: Sequence[golden.Golden], model: Path, folder: Path) -> Run:
         """Ludwig ends each example with the end token: here a line break, as ChatML does."""

@@ -21,6 +21,10 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
         {"neftune_noise_alpha": 5, "neftune_noise_length": "packed"},
         "neftune_noise_length: 'packed' must be one of: sequence, padded",
     ),
+    (
+        {"neftune_noise_alpha": 5, "neftune_noise_schedule": "cosin"},
+        "neftune_noise_schedule: 'cosin' must be one of: constant, linear, cosine",
+    ),
     ({"neftune_noise_alpha": 5, "neftune_noise_seed": -1}, "neftune_noise_seed: -1 must be an integer from 0"),
     ({"neftune_noise_type": "uniform"}, "without neftune_noise_alpha has no effect"),
 ]

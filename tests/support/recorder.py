@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,7 @@ from transformers import TrainerCallback
 from tests.support.probe import Call, Probe, find_causal_model
 
 AtStepEnd = Callable[[nn.Module, int], None]
+KILL_AFTER = "NEFTUNE_TEST_KILL_AFTER"  # environment variable: the step after which a recorder kills its process
 
 
 @dataclass
@@ -65,6 +68,8 @@ class StepRecord:
         if self.at_step_end is not None:
             self.at_step_end(model, step)
         self.write()
+        if os.environ.get(KILL_AFTER) == str(step):
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def write(self) -> None:
         if self.folder is not None:

@@ -30,6 +30,13 @@ def draw(kind: str, bits: int) -> float:
     return -1.0 if signed < 0 else 1.0
 
 
+def alpha_at(schedule: str, alpha: float, step: int, steps: int) -> float:
+    """Alpha of one step of a run of `steps`."""
+    progress = step / steps if step < steps else 1.0
+    factor = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}[schedule]
+    return float32(alpha * factor)
+
+
 def noise(
     ids: list[int], dim: int, *, alpha: float, seed: int, step: int, stream: int = 0, kind: str = "uniform"
 ) -> list[list[float]]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,9 +30,10 @@ from transformers import (
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from tests.conformance import golden
-from tests.support.recorder import AtStepEnd, Recorder, Run, embedding_hooks
+from tests.support.recorder import KILL_AFTER, AtStepEnd, Recorder, Run, embedding_hooks
 from tests.support.texts import answer, question
 
+ROOT = Path(__file__).parents[2]
 STEPS = 5
 SFT_MODES = (
     "trainer",
@@ -54,6 +58,15 @@ LORA = {
 }
 
 
+# A process of a launched run.
+PROCESS = """\
+import os, pathlib, pickle
+driver, call = pickle.loads(pathlib.Path("call").read_bytes())
+run = driver.train(**call)
+pathlib.Path("run" + os.environ.get("RANK", "0")).write_bytes(pickle.dumps(run))
+"""
+
+
 def make_driver() -> TransformersDriver:
     return TransformersDriver(Path(tempfile.mkdtemp(prefix="neftune-")))
 
@@ -68,6 +81,8 @@ class TransformersDriver:
     native_hook = "neftune_post_forward_hook"
     reference_modes = ("dpo_lora",)
     golden_modes = ("trainer",)
+    resumed_modes = ("sft_lora",)
+    resumes_dropout = True
     seed = golden.SEED
 
     def __init__(self, folder: Path) -> None:
@@ -155,17 +170,62 @@ class TransformersDriver:
         evaluate: bool = False,
         at_step_end: AtStepEnd | None = None,
         save: bool = False,
+        resume: Path | None = None,
+        **more: Any,
     ) -> Run:
+        """`resume` is the `saved` of another run, `more` are further TrainingArguments."""
         recorder = Recorder(at_step_end=at_step_end)
-        arguments: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 1} if evaluate else {}
+        arguments = more | ({"eval_strategy": "steps", "eval_steps": 1} if evaluate else {})
         if save:
             arguments |= {"save_strategy": "steps", "save_steps": 3}
         trainer = self.trainer(mode, keys, folder, callbacks=[recorder], stock=stock, **arguments)
-        trainer.train()
+        trainer.train(resume_from_checkpoint=resume and str(resume / "checkpoint-3"))
         if save:
             trainer.save_model()
         recorder.record["hooks_after"] = embedding_hooks(trainer.model)
         return Run(calls=recorder.probe.calls, **recorder.record, saved=Path(trainer.args.output_dir))
+
+    def launch(
+        self,
+        mode: str,
+        keys: Mapping[str, Any],
+        *,
+        folder: Path,
+        kill_after: int | None = None,
+        resume: Path | None = None,
+    ) -> Run:
+        call = {"mode": mode, "keys": keys, "folder": folder, "save": True, "resume": resume}
+        return self.launch_ranks(1, call, kill_after=kill_after)[0]
+
+    def launch_ranks(self, ranks: int, call: dict[str, Any], *, kill_after: int | None = None) -> list[Run]:
+        """`self.train(**call)` in so many processes; the run of each."""
+        folder: Path = call["folder"]
+        folder.mkdir()
+        (folder / "call").write_bytes(pickle.dumps((self, call)))
+        (folder / "process.py").write_text(PROCESS)
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+        paths = [str(ROOT), os.environ.get("PYTHONPATH")]
+        process = subprocess.run(
+            [sys.executable, *torchrun, "process.py"],
+            cwd=folder,
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+                KILL_AFTER: str(kill_after),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        runs = []
+        for rank in range(ranks):
+            left = folder / f"run{rank}"
+            run = pickle.loads(left.read_bytes()) if left.exists() else Run(saved=folder / "out")
+            run.returncode, run.output = process.returncode, process.stdout
+            runs.append(run)
+        return runs
 
     def train_golden(self, mode: str, examples: Sequence[golden.Golden], model: Path, folder: Path) -> Run:
         recorder = Recorder()

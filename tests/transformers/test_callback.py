@@ -1,10 +1,6 @@
 """The callback's own affairs: exceptions, resuming, repeated training, and its errors."""
 
-import signal
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
+from collections import defaultdict
 
 import pytest
 import torch
@@ -12,6 +8,8 @@ from neftune_transformers import NEFTuneCallback
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from neftune_plugins import NoiseConfig, NoiseConfigError, install
+from tests.support import specification
+from tests.support.probe import per_example, ratio
 from tests.support.recorder import Recorder, weights_hash
 from tests.transformers.driver import TransformersDriver, make_driver
 
@@ -76,67 +74,36 @@ def test_a_second_train_is_like_the_first(driver, tmp_path):
     assert all(sum("neftune" in hook for hook in step["hooks"]) == 1 for step in recorder.record["steps"])
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(driver, tmp_path):
-    def train(folder: Path, **arguments):
-        recorder = Recorder()
-        trainer = driver.trainer(
-            "sft_lora", KEYS, folder, callbacks=[recorder], save_strategy="steps", save_steps=2, **arguments
-        )
-        return trainer, recorder
-
-    whole, _ = train(tmp_path / "whole")
-    whole.train()
-    resumed, recorder = train(tmp_path / "resumed")
-    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "out" / "checkpoint-2"))
-    assert recorder.probe.calls[0].global_step == 2
-    assert weights_hash(resumed.model) == weights_hash(whole.model)
-
-
-KILLED = """
-    import os, signal, sys
-    import torch
-    from pathlib import Path
-    from transformers import TrainerCallback
-    from tests.support.recorder import weights_hash
-    from tests.transformers.driver import TransformersDriver
-
-    torch.set_num_threads(1)
-    folder, what = Path(sys.argv[1]), sys.argv[2]
-
-    class Kill(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            if what == "kill" and state.global_step == 3:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    driver = TransformersDriver(folder)
-    trainer = driver.trainer(
-        "sft_lora", {"neftune_noise_alpha": 5.0}, folder / ("whole" if what == "whole" else "killed"),
-        callbacks=[Kill()], save_strategy="steps", save_steps=2,
-    )
-    trainer.train(resume_from_checkpoint=what == "resume")
-    print("WEIGHTS", weights_hash(trainer.model))
-"""
+def test_a_run_resumed_on_another_number_of_ranks_keeps_the_noise_of_each_example(driver, tmp_path):
+    """Two processes with two examples each, then one process with four."""
+    keys = KEYS | {"neftune_noise_schedule": "cosine"}
+    two = {"mode": "trainer", "keys": keys, "folder": tmp_path / "two", "save": True}
+    ranks = driver.launch_ranks(2, two | {"per_device_train_batch_size": 2, "ddp_backend": "gloo"})
+    assert ranks[0].returncode == 0, ranks[0].output
+    resumed = driver.train("trainer", keys, folder=tmp_path / "one", resume=ranks[0].saved)
+    seen = []
+    for runs in (ranks, [resumed]):
+        examples = defaultdict(set)
+        for call in [call for run in runs for call in run.calls]:
+            alpha = specification.alpha_at("cosine", 5.0, call.global_step, 5)
+            for example in per_example(call, driver.pad_id):
+                ids, dim = example.ids.tolist(), example.noise.shape[1]
+                want = specification.noise(ids, dim, alpha=alpha, seed=driver.seed, step=call.global_step)
+                torch.testing.assert_close(example.noise, torch.tensor(want), rtol=0, atol=2e-7)
+                examples[call.global_step].add(tuple(ids))
+        seen.append(examples)
+    assert [sorted(examples) for examples in seen] == [[0, 1, 2, 3, 4], [3, 4]]
+    assert all(len(examples) == 4 and examples == seen[0][step] for step, examples in seen[1].items())
 
 
-def test_a_killed_run_is_resumed_to_the_same_weights(tmp_path):
-    """SIGKILL between two checkpoints, dropout on, in processes of their own."""
-
-    def process(what: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path), what],
-            cwd=Path(__file__).parents[2],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    whole = process("whole")
-    assert whole.returncode == 0, whole.stderr
-    assert process("kill").returncode == -signal.SIGKILL
-    resumed = process("resume")
-    assert resumed.returncode == 0, resumed.stderr
-    weights = [next(line for line in p.stdout.splitlines() if "WEIGHTS" in line) for p in (whole, resumed)]
-    assert weights[0] == weights[1]
+def test_a_run_resumed_to_a_longer_one_is_on_its_schedule(driver, tmp_path):
+    keys = KEYS | {"neftune_noise_schedule": "linear"}
+    short = driver.train("trainer", keys, folder=tmp_path / "short", save=True)
+    resumed = driver.train("trainer", keys, folder=tmp_path / "long", resume=short.saved, max_steps=8)
+    assert [call.global_step for call in resumed.calls] == [3, 4, 5, 6, 7]
+    for call in resumed.calls:
+        for example in per_example(call, driver.pad_id):
+            assert abs(ratio(example, 5.0 * (1 - call.global_step / 8)) - 1) < 0.05
 
 
 def test_alpha_can_be_given_to_the_callback_alone(driver, tmp_path):
