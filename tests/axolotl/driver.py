@@ -20,7 +20,7 @@ from tests.axolotl.runs import run_axolotl
 from tests.conformance import golden
 from tests.support.recorder import AtStepEnd, Run
 
-RL_MODES = ("dpo", "dpo_lora", "orpo", "kto")
+RL_MODES = ("dpo", "dpo_lora", "orpo", "kto", "grpo", "grpo_lora")
 
 # Releases that do not find plugins by their entry points.
 NEEDS_PLUGINS_KEY = Version(version("axolotl")) < Version("0.21")
@@ -58,7 +58,8 @@ class AxolotlDriver:
     sft_modes = ("sft", "lora")
     native_modes = tuple(mode for mode in MODES if mode not in RL_MODES)
     native_hook = "neftune_post_forward_hook"
-    reference_modes = ("dpo_lora", "kto")
+    reference_modes = ("dpo_lora", "kto", "grpo", "grpo_lora")
+    rollout_modes = {"grpo": 2, "grpo_lora": 2}
     golden_modes = ("sft",)
     seed = golden.SEED
     pad_id = 0
