@@ -56,9 +56,8 @@ def read_layout(batch: Batch) -> Layout:
     """The built-in reader, for everything that the frameworks pass to a transformers model.
 
     Real tokens are told by `attention_mask`: (B, L) 0/1 or segment numbers, or (B, 1, L, L) boolean or additive.
-    Examples start where a segment number changes, where `position_ids` (B, L) do not go up by one, at
-    `cu_seq_lens_q` (S,), and where a 4-D mask hides the token before. A packed example that consists of padding ids
-    alone is padding.
+    Examples start where a segment number changes, where `position_ids` (B, L) do not go up, at `cu_seq_lens_q` (S,),
+    and where a 4-D mask hides the token before. A packed example that consists of padding ids alone is padding.
 
     Raises NoiseNotAppliedError for a mask or positions of another form.
     """
@@ -83,8 +82,8 @@ def read_layout(batch: Batch) -> Layout:
         visible_BLL = visible_BLL[:, -length:, -length:].expand(input_ids_BL.shape[0], -1, -1)
         # The diagonal and the one below it are right for sliding windows and bidirectional masks too.
         real_BL = visible_BLL.diagonal(dim1=1, dim2=2)
-        start_BL = _shifted(~visible_BLL.diagonal(offset=-1, dim1=1, dim2=2), fill=True)
-
+        hidden_BK = ~visible_BLL.diagonal(offset=-1, dim1=1, dim2=2)
+        start_BL = torch.nn.functional.pad(hidden_BK, (1, 0), value=True)
     else:
         form = f"of {mask.dim()} dimensions" if isinstance(mask, Tensor) else f"that is a {type(mask).__name__}"
         raise _unreadable(f"an attention_mask {form}")
@@ -93,8 +92,9 @@ def read_layout(batch: Batch) -> Layout:
     if isinstance(position_ids, Tensor) and position_ids.dim() > 2 and mask is None:
         raise _unreadable(f"position_ids of {position_ids.dim()} dimensions without an attention_mask")
     if isinstance(position_ids, Tensor) and position_ids.dim() == 2 and position_ids.shape[-1] == real_BL.shape[1]:
-        step_BL = position_ids[:, 1:] - position_ids[:, :-1]
-        start_BL = start_BL | _shifted(step_BL != 1, fill=True).expand_as(start_BL)
+        # They may skip some: those of hidden tokens, or those that make a short example look long (PoSE).
+        position_BL = position_ids.expand_as(real_BL)
+        start_BL = start_BL | (position_BL <= _previous_real(position_BL, real_BL))
 
     ends_S = batch.get("cu_seq_lens_q")
     if isinstance(ends_S, Tensor):
@@ -117,13 +117,8 @@ def _unreadable(what: str) -> NoiseNotAppliedError:
     )
 
 
-def _shifted(value_BK: Tensor, *, fill: bool) -> Tensor:
-    """`value_BK` moved one to the right, `fill` at the left end: (B, K) -> (B, K + 1)."""
-    return torch.nn.functional.pad(value_BK, (1, 0), value=fill)
-
-
-def _previous_real(segment_BL: Tensor, real_BL: Tensor) -> Tensor:
-    """The segment number of the last real token before each token; before the first, of whatever comes first."""
-    index_L = torch.arange(segment_BL.shape[1], device=segment_BL.device)
+def _previous_real(value_BL: Tensor, real_BL: Tensor) -> Tensor:
+    """`value_BL` of the last real token before each token; before the first, of whatever comes first."""
+    index_L = torch.arange(value_BL.shape[1], device=value_BL.device)
     last_BL = torch.where(real_BL, index_L, 0).cummax(-1).values
-    return segment_BL.gather(1, torch.nn.functional.pad(last_BL[:, :-1], (1, 0)))
+    return value_BL.gather(1, torch.nn.functional.pad(last_BL, (1, 0))[:, :-1])

@@ -65,7 +65,14 @@ class NEFTuneCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._handle is not None:
+        self._follow(state)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # PPO and RLOO of TRL 0.19 do not tell when a step begins.
+        self._follow(state)
+
+    def _follow(self, state: TrainerState) -> None:
+        if self._handle is not None and self._handle.step != state.global_step:
             self._handle.step = state.global_step
 
     def on_train_end(

@@ -25,6 +25,8 @@ MODES = (
     "dpo_lora",
     "orpo",
     "kto",
+    "grpo",
+    "grpo_lora",
 )
 
 
@@ -33,6 +35,7 @@ def base_config(model_dir: Path, mode: str) -> dict[str, Any]:
 
     sft: padded, 4 examples of about 30 to 115 tokens in a batch; sft_left pads on the left.
     packed: several examples in a row, told apart by a mask of segment ids; packed_sdpa, packed_eager: by position_ids.
+    grpo: each rollout of eight completions serves two steps of two micro-batches.
     checkpointing: of activations, with `use_reentrant` false; checkpointing_reentrant: true.
     """
     model_dir = Path(model_dir)
@@ -60,6 +63,10 @@ def base_config(model_dir: Path, mode: str) -> dict[str, Any]:
     if stage in ("dpo", "orpo", "kto"):
         config |= {"rl": stage, "micro_batch_size": 2, "datasets": [_preference_dataset(model_dir.parent, stage)]}
         config |= {"remove_unused_columns": False}
+    elif stage == "grpo":
+        rollouts = {"max_completion_length": 24, "num_generations": 4, "num_iterations": 2}
+        config |= {"rl": stage, "gradient_accumulation_steps": 2, "datasets": [_prompt_dataset(model_dir.parent)]}
+        config |= {"trl": {"beta": 0.04, "reward_funcs": ["tests.support.rewards.length"], **rollouts}}
     else:
         config |= {"datasets": [_chat_dataset(model_dir.parent)]}
     if stage == "packed":
@@ -70,7 +77,7 @@ def base_config(model_dir: Path, mode: str) -> dict[str, Any]:
         config |= {"micro_batch_size": 2, "gradient_accumulation_steps": 2}
     if "lora" in mode or mode == "saved_embedding":
         config |= {"adapter": "lora", "lora_r": 8, "lora_alpha": 16, "lora_target_modules": ["q_proj", "v_proj"]}
-    if mode in ("lora", "dpo_lora"):
+    if mode in ("lora", "dpo_lora", "grpo_lora"):
         config |= {"lora_dropout": 0.1}
     if mode == "lora_embedding":
         config |= {"lora_target_modules": ["embed_tokens", "q_proj"]}
@@ -130,6 +137,11 @@ def _preference_dataset(folder: Path, stage: str) -> dict[str, Any]:
         kind = {"field_prompt": "prompt", "prompt_format": "{prompt}\n"}
     path = _write_rows(folder / "data" / f"{stage}.jsonl", rows)
     return {"path": path, "ds_type": "json", "split": "train", "type": kind}
+
+
+def _prompt_dataset(folder: Path) -> dict[str, Any]:
+    path = _write_rows(folder / "data" / "prompts.jsonl", [{"prompt": question(i)} for i in range(24)])
+    return {"path": path, "ds_type": "json", "split": "train"}
 
 
 def _left_padding_copy(model_dir: Path) -> Path:

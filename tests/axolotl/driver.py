@@ -21,7 +21,7 @@ from tests.conformance import golden
 from tests.support.recorder import KILL_AFTER, AtStepEnd, Run
 
 SAVING = {"save_strategy": "steps", "save_steps": 3}
-RL_MODES = ("dpo", "dpo_lora", "orpo", "kto")
+RL_MODES = ("dpo", "dpo_lora", "orpo", "kto", "grpo", "grpo_lora")
 
 # Releases that do not find plugins by their entry points.
 NEEDS_PLUGINS_KEY = Version(version("axolotl")) < Version("0.21")
@@ -59,7 +59,8 @@ class AxolotlDriver:
     sft_modes = ("sft", "lora")
     native_modes = tuple(mode for mode in MODES if mode not in RL_MODES)
     native_hook = "neftune_post_forward_hook"
-    reference_modes = ("dpo_lora", "kto")
+    reference_modes = ("dpo_lora", "kto", "grpo", "grpo_lora")
+    rollout_modes = {"grpo": 2, "grpo_lora": 2}
     golden_modes = ("sft",)
     resumed_modes = ("sft",)
     resumes_dropout = True

@@ -22,7 +22,7 @@ def make_driver(config: pytest.Config) -> Driver:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    for fixture in ("mode", "sft_mode", "native_mode", "golden_mode", "resumed_mode"):
+    for fixture in ("mode", "sft_mode", "native_mode", "rollout_mode", "golden_mode", "resumed_mode"):
         if fixture in metafunc.fixturenames:
             metafunc.parametrize(fixture, getattr(make_driver(metafunc.config), f"{fixture}s"))
 

@@ -18,7 +18,10 @@ class Driver(Protocol):
     sft_modes: those of `modes` that train on the same examples.
     native_modes: those of `modes` in which the framework's own hook is on.
     native_hook: name of that hook's function.
-    reference_modes: those of `modes` in which the trained model also makes reference or KL forwards.
+    reference_modes: those of `modes` in which the trained model also makes forwards that are not trained on:
+        reference, KL, generation.
+    rollout_modes: those of `modes` that train on what the model generates, with the number of forwards of a step that
+        are trained on.
     golden_modes: names of the ways in which it trains on given examples.
     resumed_modes: those of `modes` that are put through SIGKILL.
     resumes_dropout: whether the framework's checkpoints hold the random state.
@@ -34,6 +37,7 @@ class Driver(Protocol):
     native_modes: tuple[str, ...]
     native_hook: str
     reference_modes: tuple[str, ...]
+    rollout_modes: Mapping[str, int]
     golden_modes: tuple[str, ...]
     resumed_modes: tuple[str, ...]
     resumes_dropout: bool

@@ -6,6 +6,7 @@ import math
 import pickle
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -15,7 +16,7 @@ from tests.conformance.golden import digest, golden_examples, golden_model
 from tests.support import specification
 from tests.support.bad_values import BAD_VALUES
 from tests.support.probe import Call, Example, find_causal_model, padding_noise, per_example, ratio
-from tests.support.recorder import neftune_hooks, trained
+from tests.support.recorder import generated, neftune_hooks, trained
 
 ALPHA = 5.0
 PACKAGES = [
@@ -81,10 +82,19 @@ def test_padding_is_exactly_clean(run, driver, mode):
         assert not padding_noise(call, driver.pad_id).any()
 
 
-def test_reference_and_kl_forwards_are_exactly_clean(run, driver, mode):
+def test_forwards_that_are_not_trained_on_are_exactly_clean(run, driver, mode):
     others = [call for call in run(mode, neftune_noise_alpha=ALPHA).calls if not (call.training and call.grad_enabled)]
     assert bool(others) == (mode in driver.reference_modes)
     assert not any(call.noise.any() for call in others)
+
+
+def test_rollouts_are_clean_and_the_policy_is_noised_once_for_each_micro_batch(run, driver, rollout_mode):
+    result = run(rollout_mode, neftune_noise_alpha=ALPHA)
+    rollouts, policy = generated(result), trained(result)
+    assert len(rollouts) > len(policy)
+    assert not any(call.grad_enabled or call.noise.any() for call in rollouts)
+    assert all(call.noise.any() for call in policy)
+    assert Counter(call.global_step for call in policy) == dict.fromkeys(range(5), driver.rollout_modes[rollout_mode])
 
 
 def test_recomputed_activations_have_the_noise_of_the_forward(run, mode):
@@ -99,8 +109,9 @@ def test_steps_have_different_noise(run, driver, mode):
     by_ids: dict[tuple[int, ...], dict[int, torch.Tensor]] = {}
     for call, example in examples(trained(run(mode, neftune_noise_alpha=ALPHA)), driver.pad_id):
         by_ids.setdefault(tuple(example.ids.tolist()), {})[call.global_step] = example.noise
-    # A driver's dataset has at most twelve different examples.
-    assert any(len(at_step) > 1 for at_step in by_ids.values()) or len(by_ids) < 12
+    # A driver's dataset has at most twelve different examples; what is generated need not come again.
+    again = any(len(at_step) > 1 for at_step in by_ids.values())
+    assert again or len(by_ids) < 12 or mode in driver.rollout_modes
     for at_step in by_ids.values():
         noises = list(at_step.values())
         for one, other in itertools.pairwise(noises):
@@ -116,11 +127,14 @@ def test_without_the_key_the_run_is_that_of_the_framework_alone(run, mode):
     assert not [hook for step in ours.steps for hook in neftune_hooks(step["hooks"])]
 
 
-def test_noise_leaves_the_random_state_and_the_data_order_alone(run, mode):
+def test_noise_leaves_the_random_state_and_the_data_order_alone(run, driver, mode):
     noisy, clean = run(mode, neftune_noise_alpha=ALPHA), run(mode)
-    assert [step["rng"] for step in noisy.steps] == [step["rng"] for step in clean.steps]
+    # What a model generates depends on what it has learnt: then the first step tells.
+    steps = 1 if mode in driver.rollout_modes else len(clean.steps)
+    assert [step["rng"] for step in noisy.steps[:steps]] == [step["rng"] for step in clean.steps[:steps]]
     assert noisy.losses != clean.losses
-    for a, b in zip(noisy.calls, clean.calls, strict=True):
+    calls = ([call for call in one.calls if call.global_step < steps] for one in (noisy, clean))
+    for a, b in zip(*calls, strict=True):
         assert (a.input_ids is None) == (b.input_ids is None)
         assert a.input_ids is None or torch.equal(a.input_ids, b.input_ids)
 

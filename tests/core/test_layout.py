@@ -51,6 +51,27 @@ def test_a_hole_in_a_0_1_mask_does_not_split_the_example():
     assert found({"input_ids": ids, "attention_mask": mask}) == [[[t for i, t in enumerate(ids[0].tolist()) if i != 2]]]
 
 
+def test_nor_do_the_positions_around_it():
+    mask = torch.tensor([[1, 1, 1, 0, 1, 1]])
+    ids = torch.arange(4, 10)[None]
+    for positions in ([[0, 1, 2, 3, 4, 5]], [[0, 1, 2, 1, 3, 4]]):  # with the hole counted, and as generation has them
+        batch = {"input_ids": ids, "attention_mask": mask, "position_ids": torch.tensor(positions)}
+        assert found(batch) == [[[4, 5, 6, 8, 9]]]
+
+
+def test_positions_that_skip_some_do_not_split_the_example():
+    """PoSE: a short example with the positions of a long one."""
+    ids = torch.arange(4, 10)[None]
+    batch = {"input_ids": ids, "position_ids": torch.tensor([[0, 1, 2, 1000, 1001, 1002]])}
+    assert found(batch) == [ids.tolist()]
+
+
+def test_an_example_begins_after_a_hole_too():
+    ids = torch.arange(4, 10)[None]
+    mask, positions = torch.tensor([[1, 1, 1, 0, 1, 1]]), torch.tensor([[0, 1, 2, 0, 1, 2]])
+    assert found({"input_ids": ids, "attention_mask": mask, "position_ids": positions}) == [[[4, 5, 6], [8, 9]]]
+
+
 def test_a_row_without_any_token_has_no_example():
     ids, mask = padded([*examples([4]), []])
     assert found({"input_ids": ids, "attention_mask": mask, "pad_token_id": PAD})[1] == []

@@ -65,6 +65,7 @@ class LlamaFactoryDriver:
     native_modes = tuple(mode for mode in modes if mode != "rm_lora" and mode not in V1_MODES)
     native_hook = "neftune_post_forward_hook"
     reference_modes = ("dpo_lora", "kto", "kto_lora")
+    rollout_modes: dict[str, int] = {}
     golden_modes = ("sft", "v1") if HAS_V1 else ("sft",)
     resumed_modes = ("lora", "v1") if HAS_V1 else ("lora",)
     resumes_dropout = True

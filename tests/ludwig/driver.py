@@ -62,6 +62,7 @@ class LudwigDriver:
     native_modes = tuple(mode for mode in MODES if not mode.startswith("ecd"))
     native_hook = "hook_fn"
     reference_modes = ()
+    rollout_modes: dict[str, int] = {}
     golden_modes = ("full",)
     resumed_modes = ("full",)
     resumes_dropout = False

@@ -113,6 +113,17 @@ def trained(run: Run) -> list[Call]:
     return [call for call in run.calls if call.training and call.grad_enabled]
 
 
+def generated(run: Run) -> list[Call]:
+    """The forwards by which the model generates what it is trained on. They never see the last token, so they are
+    narrower than the forwards of their step that score the whole."""
+    width = {call.global_step: call.input_ids.shape[1] for call in trained(run) if call.input_ids is not None}
+    return [
+        call
+        for call in run.calls
+        if call.input_ids is not None and call.input_ids.shape[1] < width.get(call.global_step, 0)
+    ]
+
+
 def neftune_hooks(names: list[str]) -> list[str]:
     """Those of NEFTune, native or ours, among the names of hooks."""
     return [name for name in names if "neftune" in name.lower()]

@@ -2,6 +2,7 @@
 
 import math
 import struct
+from collections.abc import Collection, Sequence
 from statistics import NormalDist
 
 MASK_64 = 2**64 - 1
@@ -37,23 +38,71 @@ def alpha_at(schedule: str, alpha: float, step: int, steps: int) -> float:
     return float32(alpha * factor)
 
 
+def keys(ids: Sequence[int], *, seed: int, step: int, stream: int = 0) -> list[int]:
+    """The key of each token of one example."""
+    example = sum(mix(mix(token) ^ position) for position, token in enumerate(ids)) & MASK_64
+    run = mix(mix(mix(seed) ^ stream) ^ step)
+    return [mix(mix(example ^ run) ^ position) for position in range(len(ids))]
+
+
+def scale(length: int, dim: int, alpha: float) -> float:
+    """alpha / sqrt(L d), each operation rounded to float32 as the specification says."""
+    return float32(float32(1 / float32(math.sqrt(float32(length * dim)))) * float32(alpha))
+
+
 def noise(
     ids: list[int], dim: int, *, alpha: float, seed: int, step: int, stream: int = 0, kind: str = "uniform"
 ) -> list[list[float]]:
     """The noise of one example: a list of `dim` float32 values for each of its tokens."""
-    example = sum(mix(mix(token) ^ position) for position, token in enumerate(ids)) & MASK_64
-    run = mix(mix(mix(seed) ^ stream) ^ step)
-    # Each operation rounded to float32, as the specification says.
-    scale = float32(float32(1 / float32(math.sqrt(float32(len(ids) * dim)))) * float32(alpha))
+    factor = scale(len(ids), dim, alpha)
     values = []
-    for position in range(len(ids)):
-        key = mix(mix(example ^ run) ^ position)
+    for key in keys(ids, seed=seed, step=step, stream=stream):
         low, high = key & MASK_32, key >> 32
         row = []
         for channel in range(dim):
             h = ((channel ^ low) * 0x7FEB352D) & MASK_32
             h ^= h >> 15
             h = ((h ^ high) * 0x846CA68B) & MASK_32
-            row.append(float32(draw(kind, h) * scale))
+            row.append(float32(draw(kind, h) * factor))
         values.append(row)
     return values
+
+
+def examples(
+    ids: Sequence[int],
+    *,
+    mask: Sequence[float] | None = None,
+    visible: Sequence[Sequence[bool]] | None = None,
+    positions: Sequence[int] | None = None,
+    ends: Collection[int] | None = None,
+    pad_id: int | None = None,
+    is_decoder: bool = False,
+) -> list[list[int]]:
+    """The examples of one row of L columns, each as the columns of its tokens.
+
+    mask: 0/1 or segment numbers (L,). visible: of a 4-D mask, whether column i sees column j (L, L). positions: (L,).
+    ends: of `cu_seq_lens_q`. is_decoder: trailing padding is told by its id, where no mask is given.
+    """
+    found: list[list[int]] = []
+    previous = None
+    width = len(ids) if ends is None else max(ends)
+    for column in range(width):
+        if mask is not None and mask[column] <= 0:
+            continue
+        if visible is not None and not visible[column][column]:
+            continue
+        alone = mask is None and visible is None
+        if alone and is_decoder and pad_id is not None and all(token == pad_id for token in ids[column:]):
+            continue
+        starts = (
+            previous is None
+            or (mask is not None and mask[column] != mask[previous])
+            or (visible is not None and not visible[column][column - 1])
+            or (positions is not None and positions[column] <= positions[previous])
+            or (ends is not None and column in ends)
+        )
+        if starts:
+            found.append([])
+        found[-1].append(column)
+        previous = column
+    return [columns for columns in found if pad_id is None or any(ids[column] != pad_id for column in columns)]

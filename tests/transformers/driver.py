@@ -27,11 +27,21 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from tests.conformance import golden
+from tests.support import rewards
 from tests.support.recorder import KILL_AFTER, AtStepEnd, Recorder, Run, embedding_hooks
 from tests.support.texts import answer, question
+
+try:
+    from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+
+    ONLINE_DPO_REWARD: dict[str, Any] = {"reward_funcs": rewards.length}
+except ImportError:  # TRL 0.19
+    from trl import OnlineDPOConfig, OnlineDPOTrainer
+
+    ONLINE_DPO_REWARD = {"judge": rewards.LongerOfTwo()}
 
 ROOT = Path(__file__).parents[2]
 STEPS = 5
@@ -50,6 +60,8 @@ SFT_MODES = (
     "sft_saved_embedding",
 )
 DPO_MODES = ("dpo", "dpo_lora")
+GRPO_MODES = ("grpo", "grpo_lora")
+ONLINE_DPO_MODES = ("online_dpo", "online_dpo_lora")
 
 LORA = {
     "lora": LoraConfig(r=8, lora_alpha=16, lora_dropout=0.1, target_modules=["q_proj", "v_proj"]),
@@ -75,11 +87,12 @@ class TransformersDriver:
     """See `tests.conformance.driver.Driver`."""
 
     name = "transformers"
-    modes = SFT_MODES + DPO_MODES
+    modes = SFT_MODES + DPO_MODES + GRPO_MODES + ONLINE_DPO_MODES
     sft_modes = ("trainer", "sft_lora")
     native_modes = modes
     native_hook = "neftune_post_forward_hook"
-    reference_modes = ("dpo_lora",)
+    reference_modes = ("dpo_lora", *GRPO_MODES, *ONLINE_DPO_MODES)
+    rollout_modes = dict.fromkeys(GRPO_MODES, 2) | dict.fromkeys(ONLINE_DPO_MODES, 1)
     golden_modes = ("trainer",)
     resumed_modes = ("sft_lora",)
     resumes_dropout = True
@@ -129,8 +142,21 @@ class TransformersDriver:
         )
         torch.manual_seed(self.seed)
         model = AutoModelForCausalLM.from_pretrained(self.model)
-        lora = LORA.get(mode.removeprefix("sft_").removeprefix("dpo_").removesuffix("_checkpointing"))
+        method = next((name for name in ("sft", "dpo", "grpo", "online_dpo") if mode.startswith(name)), "trainer")
+        lora = LORA.get(mode.removeprefix(f"{method}_").removesuffix("_checkpointing"))
         common = {"model": model, "processing_class": tokenizer, "callbacks": callbacks}
+        if mode in self.rollout_modes:
+            tokenizer.padding_side = "left"
+            common |= {"train_dataset": Dataset.from_list([{"prompt": question(i)} for i in range(24)])}
+        if mode in GRPO_MODES:
+            # Two prompts a rollout, which serves two steps of two micro-batches each; the end is made a likely token.
+            arguments |= {"gradient_accumulation_steps": 2, "num_iterations": 2, "num_generations": 4, "beta": 0.04}
+            arguments |= {"max_completion_length": 24}
+            arguments |= {"generation_kwargs": {"sequence_bias": [[[tokenizer.eos_token_id], 3.5]]}}
+            return GRPOTrainer(**common, args=GRPOConfig(**arguments), reward_funcs=rewards.length, peft_config=lora)
+        if mode in ONLINE_DPO_MODES:
+            config = OnlineDPOConfig(**arguments, max_new_tokens=24)
+            return OnlineDPOTrainer(**common, args=config, peft_config=lora, **ONLINE_DPO_REWARD)
         if mode in DPO_MODES:
             rows = [
                 {"prompt": question(i), "chosen": answer(i, 1 + i % 4), "rejected": answer(i + 3, 1 + i // 4 % 3)}
