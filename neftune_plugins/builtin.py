@@ -67,9 +67,9 @@ def _without_wrapped(model: nn.Module, found: Sequence[nn.Module]) -> list[nn.Mo
     left_out = set()
     for outer in found:
         inside = set(outer.modules())
-        outside = [module for module in model.modules() if module not in inside]
         for inner in inside.intersection(found) - {outer}:
-            is_bypassed = any(child is inner for module in outside for child in module.children())
+            beside = (module for module in structure.above(model, inner) if module not in inside)
+            is_bypassed = any(child is inner for module in beside for child in module.children())
             left_out.add(outer if is_bypassed else inner)
     return [module for module in found if module not in left_out]
 
@@ -77,8 +77,8 @@ def _without_wrapped(model: nn.Module, found: Sequence[nn.Module]) -> list[nn.Mo
 @hookimpl(trylast=True)
 def neftune_embedding_scale(model: nn.Module, embedding: nn.Module) -> float | None:
     """See `SCALES`."""
-    for module in model.modules():
-        scale = next((SCALES[kind.__name__] for kind in type(module).__mro__ if kind.__name__ in SCALES), None)
-        if scale is not None and any(child is embedding for child in module.modules()):
-            return float(scale(module))
+    for module in structure.above(model, embedding):
+        for kind in type(module).__mro__:
+            if kind.__name__ in SCALES:
+                return float(SCALES[kind.__name__](module))
     return None

@@ -114,7 +114,7 @@ class Handle:
         owners = _owners(model, decoder, embeddings)
         for module in owners:
             arguments = tuple(inspect.signature(module.forward).parameters)
-            innermost = sum(child in owners for child in module.modules()) == 1
+            innermost = not any(child in owners for child in module.modules() if child is not module)
             pre_hook = _OwnerPreHook(self._noise, module is model, arguments, int(module in inside_decoder), innermost)
             self._hooks.append(module.register_forward_pre_hook(pre_hook, with_kwargs=True))
             self._hooks.append(module.register_forward_hook(_OwnerHook(self._noise, pre_hook), always_call=True))
@@ -418,18 +418,15 @@ class _EmbeddingHook(_Hook):
 
 
 def _owners(model: nn.Module, decoder: nn.Module | None, embeddings: Sequence[nn.Module]) -> list[nn.Module]:
-    """The model, its decoder, and each module above an embedding whose forward takes `attention_mask`; outermost first.
-    (BERT's embedding layer takes `input_ids` and knows nothing of padding.)"""
-    wanted = set(embeddings)
-    return [
+    """The model, its decoder, and each module above an embedding whose forward takes `attention_mask`. (BERT's
+    embedding layer takes `input_ids` and knows nothing of padding.)"""
+    above = dict.fromkeys(module for embedding in embeddings for module in structure.above(model, embedding))
+    return [model] + [
         module
-        for module in model.modules()
-        if module in (model, decoder)
-        or (
-            module not in wanted
-            and not wanted.isdisjoint(module.modules())
-            and "attention_mask" in inspect.signature(module.forward).parameters
-        )
+        for module in above
+        if module is not model
+        and module not in embeddings
+        and (module is decoder or "attention_mask" in inspect.signature(module.forward).parameters)
     ]
 
 

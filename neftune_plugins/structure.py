@@ -1,6 +1,10 @@
-"""What a model tells of itself, wrapped or not: its token embeddings, its decoder, its padding id."""
+"""What a model tells of itself, wrapped or not: its token embeddings, what is above them, its decoder, its padding id.
 
-from typing import Any
+Classes are asked for methods and instances for their own attributes: a miss on a module is slow, and models have
+thousands.
+"""
+
+from collections import defaultdict
 
 from torch import nn
 
@@ -10,11 +14,10 @@ def input_embedding(model: nn.Module) -> nn.Module | None:
     have none, models that read images or sound may give what embeds those. Failing that, the model's `embed_tokens`
     (decoders that nobody was meant to use alone)."""
     for module in model.modules():
-        getter = getattr(module, "get_input_embeddings", None)
-        if getter is None:
+        if not hasattr(type(module), "get_input_embeddings"):
             continue
         try:
-            embedding = getter()
+            embedding = module.get_input_embeddings()  # type: ignore[operator]
         except (AttributeError, NotImplementedError):
             continue
         if isinstance(embedding, nn.Module) and _looks_up(embedding):
@@ -29,13 +32,28 @@ def _looks_up(embedding: nn.Module) -> bool:
     return not any(isinstance(module, projections) for module in embedding.modules())
 
 
+def above(model: nn.Module, part: nn.Module) -> list[nn.Module]:
+    """The modules that `part` is in, outermost first. There may be several ways down to it."""
+    modules = list(model.modules())
+    parents: dict[nn.Module | None, list[nn.Module]] = defaultdict(list)
+    for module in modules:
+        for child in module._modules.values():
+            parents[child].append(module)
+    found: set[nn.Module] = set()
+    todo = [part]
+    while todo:
+        new = set(parents[todo.pop()]) - found
+        found |= new
+        todo += new
+    return [module for module in modules if module in found]
+
+
 def decoder(model: nn.Module) -> nn.Module | None:
     """The decoder of an encoder-decoder model; None for all others."""
     for module in model.modules():
-        config = getattr(module, "config", None)
-        get_decoder: Any = getattr(module, "get_decoder", None)
-        if getattr(config, "is_encoder_decoder", False) and get_decoder is not None:
-            found = get_decoder()
+        config = vars(module).get("config")
+        if getattr(config, "is_encoder_decoder", False) and hasattr(type(module), "get_decoder"):
+            found = module.get_decoder()  # type: ignore[operator]
             return found if isinstance(found, nn.Module) and found is not module else None
     return None
 
@@ -43,8 +61,8 @@ def decoder(model: nn.Module) -> nn.Module | None:
 def pad_token_id(model: nn.Module) -> int | None:
     """What the model's configuration, or that of a module in it, says."""
     for module in model.modules():
-        for config in (getattr(module, "config", None), getattr(module, "generation_config", None)):
-            found = getattr(config, "pad_token_id", None)
+        for name in ("config", "generation_config"):
+            found = getattr(vars(module).get(name), "pad_token_id", None)
             if isinstance(found, int) and found >= 0:
                 return found
     return None
