@@ -25,8 +25,8 @@ def _signed(value: int, bits: int) -> int:
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
-_CHANNEL_1 = 0x7FEB352D
-_CHANNEL_2 = 0x846CA68B
+_CHANNEL_1 = 0x21F0AAAD
+_CHANNEL_2 = 0xD35A2D97
 
 # Elements noised at once by one CPU thread: small enough for the scratch to stay in its cache.
 _CHUNK_PER_THREAD = 1 << 16
@@ -108,9 +108,7 @@ def channel_bits(keys_N: Tensor, channel_D: Tensor) -> Tensor:
     high_N = (keys_N >> 32).to(torch.int32).unsqueeze(-1)
     bits_ND = channel_D ^ low_N
     bits_ND *= _signed(_CHANNEL_1, 32)
-    shifted_ND = bits_ND >> 15
-    shifted_ND &= 2**17 - 1
-    bits_ND ^= shifted_ND
+    bits_ND ^= bits_ND >> 15
     bits_ND ^= high_N
     bits_ND *= _signed(_CHANNEL_2, 32)
     return bits_ND

@@ -60,9 +60,9 @@ def noise(
         low, high = key & MASK_32, key >> 32
         row = []
         for channel in range(dim):
-            h = ((channel ^ low) * 0x7FEB352D) & MASK_32
-            h ^= h >> 15
-            h = ((h ^ high) * 0x846CA68B) & MASK_32
+            h = ((channel ^ low) * 0x21F0AAAD) & MASK_32
+            h ^= (h >> 15) | (0xFFFE0000 if h >> 31 else 0)
+            h = ((h ^ high) * 0xD35A2D97) & MASK_32
             row.append(float32(draw(kind, h) * factor))
         values.append(row)
     return values
