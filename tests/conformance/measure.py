@@ -4,8 +4,9 @@
 
 `native` and `ours` are the noise of each example of the first batch over the paper's alpha / sqrt(3 L d): 1 is right.
 `native on padding` is its largest value there; ours is checked to be 0. `without grad` counts the noisy ones among the
-forwards without gradients (reference and KL) in all steps; ours are checked to be clean. Modes with the same numbers
-share a row.
+forwards without gradients in all steps: of references, KL and old log-probabilities, and beside them those of rollouts,
+with their largest noise over the largest of the forwards that are trained on, root mean squares both; ours are checked
+to be clean. Modes with the same numbers share a row.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ os.environ.update({"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"})
 
 from tests.conformance.driver import Driver
 from tests.support.probe import Call, padding_noise, per_example, ratio
-from tests.support.recorder import Run, trained
+from tests.support.recorder import Run, generated, trained
 
 COLUMNS = (
     "mode",
@@ -81,7 +82,6 @@ def describe(mode: str, ours: Run, native: Run | str, alpha: int, pad_id: int) -
     every = f"{min(ratios):.2f} to {max(ratios):.2f}"
     if isinstance(native, str):
         return [mode, lengths, native, shown(first, alpha, pad_id), "", "", every]
-    others = without_grad(native)
     padding = [padding_noise(call, pad_id).abs().max().item() for call in trained(native) if has_padding(call, pad_id)]
     return [
         mode,
@@ -89,7 +89,7 @@ def describe(mode: str, ours: Run, native: Run | str, alpha: int, pad_id: int) -
         shown(trained(native)[0], alpha, pad_id),
         shown(first, alpha, pad_id),
         f"{max(padding):.3f}" if padding else "none there",
-        f"{sum(bool(call.noise.any()) for call in others)} of {len(others)}" if others else "",
+        ", ".join(noisy_without_grad(native)),
         every,
     ]
 
@@ -103,6 +103,22 @@ def shown(call: Call, alpha: int, pad_id: int) -> str:
 
 def has_padding(call: Call, pad_id: int) -> bool:
     return bool(padding_noise(call, pad_id).numel())
+
+
+def noisy_without_grad(run: Run) -> Iterator[str]:
+    """How many of the forwards that score are noisy, and of those that generate."""
+    rollouts = generated(run)
+    scoring = [call for call in without_grad(run) if not any(call is rollout for rollout in rollouts)]
+    if scoring:
+        yield f"{sum(bool(call.noise.any()) for call in scoring)} of {len(scoring)}"
+    if rollouts:
+        counted = f"rollouts {sum(bool(call.noise.any()) for call in rollouts)} of {len(rollouts)}"
+        largest, of_policy = (max(rms(call) for call in calls) for calls in (rollouts, trained(run)))
+        yield f"{counted}, {largest / of_policy:.1f} times" if largest else counted
+
+
+def rms(call: Call) -> float:
+    return call.noise.double().square().mean().sqrt().item()
 
 
 def without_grad(run: Run) -> list[Call]:

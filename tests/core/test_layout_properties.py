@@ -74,28 +74,6 @@ def batches(draw: st.DrawFn) -> dict[str, Any]:
     return batch
 
 
-def told(batch: dict[str, Any]) -> list[list[list[int]]]:
-    """The columns of the examples of each row, by the specification."""
-    rows, width = batch["input_ids"].shape
-    mask, positions, ends = (batch.get(name) for name in ("attention_mask", "position_ids", "cu_seq_lens_q"))
-    visible = None
-    if mask is not None and mask.dim() == 4:
-        visible = (mask > -1000 if mask.is_floating_point() else mask != 0).expand(rows, -1, -1, -1)[:, 0]
-        mask, visible = None, visible[:, -width:, -width:].tolist()
-    return [
-        specification.examples(
-            batch["input_ids"][row].tolist(),
-            mask=None if mask is None else mask[row, -width:].tolist(),
-            visible=None if visible is None else visible[row],
-            positions=None if positions is None else positions.expand(rows, -1)[row].tolist(),
-            ends=None if ends is None else set(ends.tolist()),
-            pad_id=batch.get("pad_token_id"),
-            is_decoder=batch.get("is_decoder", False),
-        )
-        for row in range(rows)
-    ]
-
-
 def read(layout: Layout) -> list[list[list[int]]]:
     """The columns of the examples of each row, by the layout, whose positions and lengths are looked at too."""
     rows = []
@@ -121,7 +99,7 @@ def read(layout: Layout) -> list[list[list[int]]]:
 @PROPERTY
 @given(batches())
 def test_any_batch_is_read_as_specified(batch):
-    assert read(read_layout(batch)) == told(batch)
+    assert read(read_layout(batch)) == specification.examples_of(batch)
 
 
 @pytest.mark.parametrize("name", [None, "attention_mask", "position_ids"])
@@ -216,7 +194,7 @@ def test_a_very_long_row(form):
     batch = {name: value if name == "cu_seq_lens_q" else value[None] for name, value in batch.items()}
     batch |= {"input_ids": ids.masked_fill(segments == 0, PAD), "pad_token_id": PAD}
     layout = read_layout(batch)
-    assert read(layout) == told(batch)
+    assert read(layout) == specification.examples_of(batch)
     # The first tokens of the longest example: its key has all its tokens in it.
     [examples] = read(layout)
     columns = max(examples, key=len)

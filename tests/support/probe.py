@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tests.support import specification
+
 
 @dataclass
 class Call:
@@ -190,41 +192,15 @@ def _copy(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.to("cpu", copy=True)
 
 
-# --- Which token belongs to which example: slow, in plain Python, meant to be read -----------------------------------
-
-
 def per_example(call: Call, pad_id: int | None) -> list[Example]:
-    """The examples of a batch, row by row, each in the order of its tokens.
-
-    A token is real where a 2-D mask is not 0 (without one, everywhere). The real tokens of a row are one example, split
-    wherever the mask's value changes (packing by segment ids 1..n) or the position restarts at 0 (by position_ids).
-    If the mask marks no padding, an example made of pad ids alone is the padded tail of a packed row, and is none.
-    """
+    """The examples of a batch, row by row, each in the order of its tokens: as the specification tells them."""
     assert call.input_ids is not None and call.noise is not None, "this call has no ids or no noise"
-    num_rows, num_columns = call.input_ids.shape
-    ids = call.input_ids.tolist()
-    mask = _rows(call.attention_mask, num_rows, num_columns, 1)
-    positions = _rows(call.position_ids, num_rows, num_columns, None)
-    mask_is_silent = all(value != 0 for row in mask for value in row)
-
-    examples = []
-    for row in range(num_rows):
-        groups: list[list[int]] = []
-        previous = None
-        for column in range(num_columns):
-            if mask[row][column] == 0:
-                continue
-            starts = previous is None or mask[row][column] != mask[row][previous] or positions[row][column] == 0
-            if starts:
-                groups.append([])
-            groups[-1].append(column)
-            previous = column
-        for columns in groups:
-            if mask_is_silent and all(ids[row][column] == pad_id for column in columns):
-                continue
+    found = []
+    for row, examples in enumerate(specification.examples_of({**vars(call), "pad_token_id": pad_id})):
+        for columns in examples:
             index = torch.tensor(columns)
-            examples.append(Example(row, index, call.input_ids[row, index], call.noise[row, index]))
-    return examples
+            found.append(Example(row, index, call.input_ids[row, index], call.noise[row, index]))
+    return found
 
 
 def padding_noise(call: Call, pad_id: int | None) -> Tensor:
@@ -241,10 +217,3 @@ def ratio(example: Example, alpha: float) -> float:
     length, width = example.noise.shape
     expected = alpha / math.sqrt(3) / math.sqrt(length * width)
     return example.noise.double().square().mean().sqrt().item() / expected
-
-
-def _rows(tensor: Tensor | None, num_rows: int, num_columns: int, default: Any) -> list[list[Any]]:
-    """The last L columns of a (B, L) or (1, L) tensor as lists; `default` everywhere for None or another form (4-D)."""
-    if tensor is None or tensor.dim() != 2 or tensor.shape[1] < num_columns:
-        return [[default] * num_columns for _ in range(num_rows)]
-    return tensor[:, -num_columns:].expand(num_rows, num_columns).tolist()

@@ -2,8 +2,9 @@
 
 import math
 import struct
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import NormalDist
+from typing import Any
 
 MASK_64 = 2**64 - 1
 MASK_32 = 2**32 - 1
@@ -106,3 +107,34 @@ def examples(
         found[-1].append(column)
         previous = column
     return [columns for columns in found if pad_id is None or any(ids[column] != pad_id for column in columns)]
+
+
+def examples_of(batch: Mapping[str, Any]) -> list[list[list[int]]]:
+    """`examples` of each row of a batch, whose tensors have the names of a model's arguments."""
+    ids = batch["input_ids"].tolist()
+
+    def rows(name: str) -> list[Any]:
+        """What each row has of it: one for all, one for each, or none."""
+        value = batch.get(name)
+        if value is None or value.dim() == 3:  # positions of images
+            return [None] * len(ids)
+        return value.tolist() * (len(ids) if len(value) == 1 else 1)
+
+    found = []
+    for row, mask, positions in zip(ids, rows("attention_mask"), rows("position_ids"), strict=True):
+        told: dict[str, Any] = {}
+        if mask is not None and isinstance(mask[0], list):
+            told["visible"] = [[_is_visible(value) for value in line[-len(row) :]] for line in mask[0][-len(row) :]]
+        elif mask is not None:
+            told["mask"] = mask[-len(row) :]
+        if positions is not None and len(positions) == len(row):
+            told["positions"] = positions
+        if batch.get("cu_seq_lens_q") is not None:
+            told["ends"] = set(batch["cu_seq_lens_q"].tolist())
+        found.append(examples(row, **told, pad_id=batch.get("pad_token_id"), is_decoder=batch.get("is_decoder", False)))
+    return found
+
+
+def _is_visible(value: float | bool) -> bool:
+    """In a 4-D mask, which is additive if it is of floats."""
+    return value > -1000 if isinstance(value, float) else bool(value)

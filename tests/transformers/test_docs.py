@@ -1,10 +1,11 @@
-"""The Python that README and docs/transformers.md show for Trainer and TRL."""
+"""The Python that README, docs/transformers.md and docs/rl.md show for Trainer and TRL."""
 
 import pytest
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
+from tests.support import rewards
 from tests.support.documentation import ROOT, snippets
 from tests.support.recorder import embedding_hooks
 from tests.transformers.driver import TransformersDriver, make_driver
@@ -28,6 +29,18 @@ def test_the_trl_snippet_of_the_readme(driver, tmp_path, monkeypatch):
         'output_dir="out", ', 'output_dir="out", bf16=False, max_steps=1, report_to="none", '
     )
     scope = {"model": str(driver.model), "data": data}
+    exec(code, scope)
+    assert scope["trainer"].state.global_step == 1
+    assert not [hook for hook in embedding_hooks(scope["trainer"].model) if "neftune" in hook]
+
+
+def test_the_snippet_of_grpo(driver, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = shown("docs/rl.md").replace(
+        'output_dir="out", ', 'output_dir="out", bf16=False, max_steps=1, report_to="none", max_completion_length=4, '
+    )
+    data = Dataset.from_list([{"prompt": "What did you see?"}] * 8)
+    scope = {"model": str(driver.model), "data": data, "reward": rewards.length}
     exec(code, scope)
     assert scope["trainer"].state.global_step == 1
     assert not [hook for hook in embedding_hooks(scope["trainer"].model) if "neftune" in hook]

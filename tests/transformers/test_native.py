@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.support.probe import padding_noise, per_example, ratio
-from tests.support.recorder import embedding_hooks
+from tests.support.recorder import embedding_hooks, generated, trained
 from tests.transformers.driver import TransformersDriver, make_driver
 from tests.transformers.test_callback import Fail
 
@@ -38,6 +38,18 @@ def test_references_are_noised_in_dpo_with_lora(driver, tmp_path):
     references = [call for call in stock(driver, "dpo_lora", tmp_path).calls if not call.grad_enabled]
     assert references
     assert all(call.noise.any() for call in references)
+
+
+def test_rollouts_of_grpo_are_noised_as_if_each_token_were_an_example(driver, tmp_path):
+    run = stock(driver, "grpo", tmp_path)
+    decoded = [call for call in generated(run) if call.input_ids.shape[1] == 1]
+    assert decoded
+    root_mean_square = torch.cat([call.noise for call in decoded]).square().mean().sqrt().item()
+    assert root_mean_square == pytest.approx(5 / (3 * 64) ** 0.5, rel=0.02)
+    # So the square root of a row's width times that of training.
+    for call in trained(run):
+        width = call.input_ids.shape[1]
+        assert call.noise.square().mean().sqrt().item() == pytest.approx(root_mean_square / width**0.5, rel=0.05)
 
 
 def test_it_moves_the_random_state(driver, tmp_path):

@@ -40,6 +40,14 @@ def test_each_pass_of_grpo_over_a_rollout_has_noise_of_its_own(grpo):
     assert not any(torch.equal(first[ids], second[ids]) for ids in first)
 
 
+def test_the_ratio_of_grpo_has_the_noise_in_its_numerator_alone(driver, grpo, tmp_path):
+    """As docs/rl.md says: without noise the first pass has nothing to clip."""
+    clean = driver.train("grpo", {}, folder=tmp_path)
+    clipped = [run.logs[0]["clip_ratio/region_mean"] for run in (grpo, clean)]
+    assert clipped[0] > 0
+    assert clipped[1] == 0
+
+
 def test_rollouts_of_grpo_are_decoded_token_by_token(grpo):
     widths = [call.input_ids.shape[1] for call in generated(grpo) if call.global_step == 0]
     assert widths[0] > 1
