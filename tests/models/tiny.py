@@ -15,10 +15,10 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto import modeling_auto
 
-from tests.models.families import BATCHES, CONFIGS
+from tests.models.families import BATCHES, CONFIGS, IMAGES
 
 WIDTH = 64
 VOCABULARY = 200
@@ -43,6 +43,7 @@ _SIZES: list[tuple[str, int | float]] = [
     (r"qk_rope_head_dim", 8),
     (r"mamba_(n|num)_heads", 8),
     (r"rotary_dim", 8),
+    (r"num_feat_extract_layers", 7),
     (r"num_filters|base_channels|.*conv_channels|upsample_initial_channel|upsample_groups", 32),
     (r"num_position_embeddings", 16),
     (r"(.*_)?(head_dim|d_kv|d_head|dim_head|head_size|kv_channels|headdim)", 16),
@@ -82,10 +83,10 @@ def model_classes() -> dict[tuple[str, str], list[str]]:
         for model_type, classes in names.items():
             for name in (classes,) if isinstance(classes, str) else classes:
                 found.setdefault((model_type, name), []).append(mapping)
-    return found
+    return dict(sorted(found.items()))
 
 
-def tiny_config(model_type: str) -> PreTrainedConfig:
+def tiny_config(model_type: str) -> PretrainedConfig:
     """The configuration of a model type with everything small."""
     overrides = CONFIGS.get(model_type, {})
     given = {name: _sub_config(value) for name, value in overrides.items() if _is_sub_config(value)}
@@ -103,7 +104,7 @@ def _is_sub_config(value: Any) -> bool:
     return isinstance(value, dict) and "model_type" in value
 
 
-def _sub_config(fields: Mapping[str, Any]) -> PreTrainedConfig:
+def _sub_config(fields: Mapping[str, Any]) -> PretrainedConfig:
     config = tiny_config(fields["model_type"]).to_dict()
     _update(config, fields)
     return AutoConfig.for_model(**config)
@@ -123,19 +124,21 @@ def _small(fields: Mapping[str, Any], tokens: dict[int, int]) -> dict[str, Any]:
     small: dict[str, Any] = {}
     for name, value in fields.items():
         name = str(name)
+        if name == "use_cache":
+            small[name] = False
+            continue
         if name in ("transformers_version", "architectures", "label2id", "id2label"):
             continue
         if name == "per_layer_config":
-            kept = {number: layer for number, layer in enumerate(layers)}
             by_layer = {int(layer): _small(value, tokens) for layer, value in value.items()}
-            small[name] = {number: by_layer[layer] for number, layer in kept.items() if layer in by_layer}
+            small[name] = {number: by_layer[layer] for number, layer in enumerate(layers) if layer in by_layer}
             continue
         if isinstance(value, dict):
             small[name] = _small(value, tokens) if name != "rope_parameters" else _small_rope(value)
         elif isinstance(value, list):
             small[name] = _small_list(name, value, fields, layers, tokens)
         elif isinstance(value, bool):
-            small[name] = True if name == "scale_embedding" else value
+            small[name] = True if name in ("scale_embedding", "rescale_embeddings") else value
         elif isinstance(value, (int, float)):
             small[name] = _small_number(name, value, fields, layers, tokens)
         else:
@@ -192,7 +195,8 @@ def _small_list(name: str, value: list[Any], fields: Mapping[str, Any], layers: 
     if name in ("conv_dim", "tdnn_dim"):
         return [32 for _ in value]
     if name == "image_size":
-        return [4 * fields["patch_size"]] * 2
+        patch = fields["patch_size"]
+        return [4 * (patch[0] if isinstance(patch, list) else patch)] * 2
     if name == "mrope_section":
         return [2, 3, 3]
     if re.fullmatch(r".*(layers|_idxs|_indexes|_indices|layer_ids)", name) and value and isinstance(value[0], int):
@@ -221,8 +225,8 @@ def tiny_model(model_type: str, class_name: str) -> nn.Module:
     """
     model_class = getattr(transformers, class_name)
     config = tiny_config(model_type)
-    if not isinstance(config, model_class.config_class):  # of a composite model the text part alone
-        config = next(part for part in _parts(config) if isinstance(part, model_class.config_class))
+    # A class for text takes the text part of a composite configuration.
+    config = next((part for part in _parts(config) if type(part) is model_class.config_class), config)
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in model_class(copy.deepcopy(config)).parameters())
     if size > MAX_PARAMETERS:
@@ -231,12 +235,12 @@ def tiny_model(model_type: str, class_name: str) -> nn.Module:
     return model_class(config).train()
 
 
-def _parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
-    """The configurations in a configuration."""
+def _parts(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
+    """A configuration and those in it."""
+    yield config
     for name in config.sub_configs:
         part = getattr(config, name)
-        if part is not None:
-            yield part
+        if isinstance(part, PretrainedConfig):
             yield from _parts(part)
 
 
@@ -259,7 +263,7 @@ def batch(model: nn.Module, model_type: str) -> dict[str, Tensor]:
         return torch.where(mask_BL, ids_BL, pad), mask_BL.to(torch.int64)
 
     ids_BL, mask_BL = words(LENGTHS)
-    if is_encoder_decoder(model):
+    if getattr(config, "is_encoder_decoder", False):
         decoder_ids_BL, decoder_mask_BL = words(DECODER_LENGTHS)
         given |= {"decoder_input_ids": decoder_ids_BL, "decoder_attention_mask": decoder_mask_BL}
         labels_BL, labels_mask_BL = decoder_ids_BL, decoder_mask_BL
@@ -267,18 +271,27 @@ def batch(model: nn.Module, model_type: str) -> dict[str, Tensor]:
         labels_BL, labels_mask_BL = ids_BL, mask_BL
     given |= {"input_ids": ids_BL, "attention_mask": mask_BL}
     given["labels"] = torch.where(labels_mask_BL == 1, labels_BL, -100)
-    for name, shape in BATCHES.get(model_type, {}).items():
-        if shape is None:
+    for name, kind in (BATCHES.get(type(model).__name__) or BATCHES.get(model_type, {})).items():
+        if kind is None:
             del given[name]
-        elif shape == "ids":
-            given[name] = given["input_ids"]
-        elif shape == "ones":
-            given[name] = torch.ones_like(given["input_ids"])
+        elif kind == "ones":
+            given[name] = torch.ones_like(ids_BL)
+        elif kind == "zeros":
+            given[name] = torch.zeros_like(ids_BL)
+        elif kind[0] == "ones":
+            given[name] = torch.ones(kind[1:], dtype=torch.int64)
+        elif kind[0] == "ids":
+            given[name] = torch.randint(WORDS.start, WORDS.stop, kind[1:], generator=generator)
+        elif kind[0] == "marked":
+            given[name] = (torch.arange(ids_BL.shape[1]) < kind[1]).expand_as(ids_BL).to(torch.int64)
+        elif kind[0] == "uniform":
+            given[name] = torch.rand(len(LENGTHS), *kind[1:], generator=generator)
         else:
-            given[name] = torch.randn(len(LENGTHS), *shape, generator=generator)
-    known = inspect.signature(model.forward).parameters
+            given[name] = torch.randn(len(LENGTHS), *kind, generator=generator)
+    if model_type in IMAGES:
+        token, number = IMAGES[model_type]
+        given["input_ids"][:, :number] = token
+    known = set(inspect.signature(model.forward).parameters)
+    if "kwargs" in known:
+        known.add("attention_mask")
     return {name: value for name, value in given.items() if name in known}
-
-
-def is_encoder_decoder(model: nn.Module) -> bool:
-    return bool(getattr(model.config, "is_encoder_decoder", False))
