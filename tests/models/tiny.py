@@ -21,9 +21,13 @@ from transformers.models.auto import modeling_auto
 from tests.models.families import BATCHES, CONFIGS, IMAGES
 
 WIDTH = 64
+HEAD_WIDTH = 16
 VOCABULARY = 200
 WORDS = range(5, 100)  # ids below and above are special tokens
 MAX_PARAMETERS = 20_000_000
+# The widths differ, so that encoder and decoder are told apart by them.
+LENGTHS = (24, 17, 9)
+DECODER_LENGTHS = (20, 14, 8)
 
 MAPPINGS = {
     "causal": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -46,7 +50,7 @@ _SIZES: list[tuple[str, int | float]] = [
     (r"num_feat_extract_layers", 7),
     (r"num_filters|base_channels|.*conv_channels|upsample_initial_channel|upsample_groups", 32),
     (r"num_position_embeddings", 16),
-    (r"(.*_)?(head_dim|d_kv|d_head|dim_head|head_size|kv_channels|headdim)", 16),
+    (r"(.*_)?(head_dim|d_kv|d_head|dim_head|head_size|kv_channels|headdim)", HEAD_WIDTH),
     (r".*(key_value_heads|kv_heads|kv_n_heads|query_groups)", 2),
     (r"(.*_)?heads?(_per_layer)?", 4),
     (r".*lora_rank", 16),
@@ -89,37 +93,30 @@ def model_classes() -> dict[tuple[str, str], list[str]]:
 def tiny_config(model_type: str) -> PretrainedConfig:
     """The configuration of a model type with everything small."""
     overrides = CONFIGS.get(model_type, {})
-    given = {name: _sub_config(value) for name, value in overrides.items() if _is_sub_config(value)}
-    fields = AutoConfig.for_model(model_type, **given).to_dict()
-    config_class = type(AutoConfig.for_model(model_type, **given))
-    tokens: dict[int, int] = {}
-    small = _small(fields, tokens)
-    _update(small, {name: value for name, value in overrides.items() if name not in given})
-    for name in given:
-        small[name] = given[name].to_dict()
-    return config_class.from_dict(small)
+    # A composite of any two models has no default: its parts are named with their types.
+    parts = {
+        name: _changed(tiny_config(value["model_type"]).to_dict(), value)
+        for name, value in overrides.items()
+        if isinstance(value, dict) and "model_type" in value
+    }
+    default = AutoConfig.for_model(
+        model_type, **{name: AutoConfig.for_model(**copy.deepcopy(part)) for name, part in parts.items()}
+    )
+    return type(default).from_dict(_changed(_small(default.to_dict(), {}), {**overrides, **parts}))
 
 
-def _is_sub_config(value: Any) -> bool:
-    return isinstance(value, dict) and "model_type" in value
-
-
-def _sub_config(fields: Mapping[str, Any]) -> PretrainedConfig:
-    config = tiny_config(fields["model_type"]).to_dict()
-    _update(config, fields)
-    return AutoConfig.for_model(**config)
-
-
-def _update(fields: dict[str, Any], changes: Mapping[str, Any]) -> None:
-    """Sets `changes` in `fields`, dictionaries in dictionaries; "*" stands for every sub-configuration."""
+def _changed(fields: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`fields` with `changes`, dictionaries in dictionaries."""
     for name, value in changes.items():
         if isinstance(value, dict) and isinstance(fields.get(name), dict):
-            _update(fields[name], value)
+            _changed(fields[name], value)
         else:
             fields[name] = copy.deepcopy(value)
+    return fields
 
 
 def _small(fields: Mapping[str, Any], tokens: dict[int, int]) -> dict[str, Any]:
+    """`fields` by the rules. Ids of special tokens that are not small get one of `tokens`, the same for the same id."""
     layers = _kept_layers(fields)
     small: dict[str, Any] = {}
     for name, value in fields.items():
@@ -146,9 +143,13 @@ def _small(fields: Mapping[str, Any], tokens: dict[int, int]) -> dict[str, Any]:
     return small
 
 
+def _number_of_layers(fields: Mapping[str, Any]) -> int:
+    return next((fields[name] for name in _LAYERS if isinstance(fields.get(name), int)), 0)
+
+
 def _kept_layers(fields: Mapping[str, Any]) -> list[int]:
     """One layer of each kind, at least two."""
-    number = next((fields[name] for name in _LAYERS if isinstance(fields.get(name), int)), 0)
+    number = _number_of_layers(fields)
     kinds = [value for value in fields.values() if isinstance(value, list) and len(value) == number]
     seen: dict[str, int] = {}
     for layer in range(number):
@@ -187,8 +188,7 @@ def _small_token(value: int, tokens: dict[int, int]) -> int:
 def _small_list(name: str, value: list[Any], fields: Mapping[str, Any], layers: list[int], tokens: dict) -> list[Any]:
     if _TOKEN.fullmatch(name):
         return [_small_token(token, tokens) for token in value]
-    number = next((fields[name] for name in _LAYERS if isinstance(fields.get(name), int)), 0)
-    if number and len(value) == number:
+    if value and len(value) == _number_of_layers(fields):
         return [value[layer] for layer in layers]
     if name == "depths":
         return [1 for _ in value]
@@ -205,16 +205,17 @@ def _small_list(name: str, value: list[Any], fields: Mapping[str, Any], layers: 
 
 
 def _small_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections of multimodal rotary embeddings cut to the rotated half of a head."""
+    """Sections and factors of rotary embeddings cut to the rotated half of a head."""
     small = copy.deepcopy(dict(rope))
     for value in (small, *[value for value in small.values() if isinstance(value, dict)]):
+        half = int(HEAD_WIDTH * value.get("partial_rotary_factor", 1.0)) // 2
         if isinstance(value.get("mrope_section"), list):
-            half = int(WIDTH // 4 * value.get("partial_rotary_factor", 1.0)) // 2
-            count = len(value["mrope_section"])
-            value["mrope_section"] = [half - (half // count) * (count - 1)] + [half // count] * (count - 1)
+            others = len(value["mrope_section"]) - 1
+            part = half // (others + 1)
+            value["mrope_section"] = [half - part * others] + [part] * others
         for name in ("long_factor", "short_factor"):
             if isinstance(value.get(name), list):
-                value[name] = value[name][: int(WIDTH // 4 * value.get("partial_rotary_factor", 1.0)) // 2]
+                value[name] = value[name][:half]
     return small
 
 
@@ -242,10 +243,6 @@ def _parts(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
         part = getattr(config, name)
         if isinstance(part, PretrainedConfig):
             yield from _parts(part)
-
-
-LENGTHS = (24, 17, 9)
-DECODER_LENGTHS = (20, 14, 8)
 
 
 def batch(model: nn.Module, model_type: str) -> dict[str, Tensor]:
