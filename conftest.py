@@ -7,3 +7,4 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--driver", help="framework that the conformance suite tests, a folder of tests such as transformers"
     )
+    parser.addoption("--all-models", action="store_true", help="tests/models: every architecture, not a quick sample")
