@@ -62,6 +62,8 @@ def read_layout(batch: Batch) -> Layout:
     Raises NoiseNotAppliedError for a mask or positions of another form.
     """
     input_ids_BL: Tensor = batch["input_ids"]
+    if input_ids_BL.dim() != 2:
+        raise _unreadable(f"input_ids of {input_ids_BL.dim()} dimensions")
     real_BL = torch.ones_like(input_ids_BL, dtype=torch.bool)
     start_BL = torch.zeros_like(real_BL)
 
@@ -112,8 +114,8 @@ def read_layout(batch: Batch) -> Layout:
 
 def _unreadable(what: str) -> NoiseNotAppliedError:
     return NoiseNotAppliedError(
-        f"the examples of a batch with {what} cannot be told apart. Give a mask of two or four dimensions, or read the "
-        "batch in a plugin: neftune_layout_reader() (neftune_plugins.hookspecs)."
+        f"the examples of a batch with {what} cannot be told apart. Give ids of two dimensions and a mask of two or "
+        "four, or read the batch in a plugin: neftune_layout_reader() (neftune_plugins.hookspecs)."
     )
 
 
