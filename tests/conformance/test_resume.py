@@ -23,7 +23,8 @@ def dropout(driver, tmp_path, monkeypatch):
 
 
 def test_a_killed_run_is_resumed_to_the_weights_of_the_uninterrupted_one(driver, dropout, resumed_mode, tmp_path):
-    whole = driver.train(resumed_mode, KEYS, folder=tmp_path / "whole", save=True)
+    whole = driver.launch(resumed_mode, KEYS, folder=tmp_path / "whole")
+    assert whole.returncode == 0, whole.output
     killed = driver.launch(resumed_mode, KEYS, folder=tmp_path / "killed", kill_after=4)
     assert killed.returncode == -signal.SIGKILL, killed.output
     resumed = driver.launch(resumed_mode, KEYS, folder=tmp_path / "resumed", resume=killed.saved)
