@@ -21,6 +21,7 @@ from neftune_plugins.errors import NoiseNotAppliedError
 from neftune_plugins.layout import Batch, Layout, LayoutReader
 from neftune_plugins.manager import layout_readers, noise_types, plugin_manager
 from neftune_plugins.noise import add_noise, add_noise_, stream_key, token_keys, token_scales
+from neftune_plugins.sharded import add_to_shared, check_whole, has_shared_weight, held, is_shared, whole
 
 # Forwards whose noise can be recomputed in one backward; what is kept of each is 20 bytes a token.
 _MAX_RECOMPUTABLE = 64
@@ -97,7 +98,9 @@ class Handle:
         inside_decoder = set() if decoder is None else set(decoder.modules())
         for embedding in embeddings:
             hook = _EmbeddingHook(self._noise)
-            self._hooks.append(embedding.register_forward_hook(hook, with_kwargs=True))
+            # Before the hook of a tensor-parallel style, behind which a slice does not say what it is of.
+            first = has_shared_weight(embedding)
+            self._hooks.append(embedding.register_forward_hook(hook, with_kwargs=True, prepend=first))
         for module in _owners(model, embeddings):
             arguments = tuple(inspect.signature(module.forward).parameters)
             stream = int(module in inside_decoder)
@@ -247,14 +250,16 @@ class _Noise:
         if frame is None:
             return output
         frame.applied = stack[-1].applied = True
-        layout = self.handle.layout({**frame.batch, "is_decoder": bool(frame.stream)})
-        keys = token_keys(frame.batch["input_ids"], layout, self.keys[frame.stream], self.step)
+        batch = whole({**frame.batch, "is_decoder": bool(frame.stream)})
+        layout = self.handle.layout(batch)
+        keys = token_keys(batch["input_ids"], layout, self.keys[frame.stream], self.step)
         scales = token_scales(layout, output.shape[-1], self.alpha, padded_length=self.padded_length)
         if not torch.compiler.is_compiling():
-            self.recomputable.append((input_ids, keys, scales))
+            self.recomputable.append((held(input_ids), keys, scales))
         return self._add(embedding, output, keys, scales)
 
     def _recomputable(self, input_ids: Tensor) -> tuple[Tensor, Tensor] | None:
+        input_ids = held(input_ids)
         for ids, keys, scales in reversed(self.recomputable):
             # Reentrant checkpointing passes another tensor object of the same storage.
             if ids.shape == input_ids.shape and ids.data_ptr() == input_ids.data_ptr():
@@ -262,6 +267,9 @@ class _Noise:
         return None
 
     def _add(self, embedding: nn.Module, output: Tensor, keys: Tensor, scales: Tensor) -> Tensor:
+        if is_shared(output):
+            return add_to_shared(output, keys, scales, self.noise_type)
+        check_whole(embedding, output, keys)
         if torch.compiler.is_compiling():
             flat = output.reshape(-1, output.shape[-1])
             return add_noise(flat, keys.reshape(-1), scales.reshape(-1), self.noise_type).view_as(output)
