@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from neftune_plugins.errors import NoiseNotAppliedError
+from neftune_plugins.errors import NoiseConfigError, NoiseNotAppliedError
 from neftune_plugins.noise import NoiseType, add_noise, add_noise_
 
 if TYPE_CHECKING:
@@ -85,3 +85,17 @@ def check_whole(embedding: nn.Module, output: Tensor, keys_BL: Tensor) -> None:
             "torch.distributed.tensor.parallel), or name the module that is parallelised in a plugin: "
             "neftune_embeddings(model) (neftune_plugins.hookspecs)."
         )
+
+
+def refuse_context_parallel(sizes: Mapping[str, Any]) -> None:
+    """For adapters of frameworks that cut sequences before the model sees them; to be called for a run with noise.
+
+    sizes: the framework's keys, and over how many processes each spreads a sequence; None where it says nothing.
+    Raises NoiseConfigError for one above 1.
+    """
+    for key, size in sizes.items():
+        if isinstance(size, int) and size > 1:
+            raise NoiseConfigError(
+                f"{key}: {size} cannot go with neftune_noise_alpha: each process is given a slice of every example, "
+                f"and noise depends on the whole example. Leave out {key} or neftune_noise_alpha."
+            )
