@@ -21,7 +21,7 @@ from tests.support.models import ToyModel, examples, padded
 ROOT = Path(__file__).parents[2]
 CONFIG = NoiseConfig(alpha=5.0, seed=3)
 STEP = 7
-LENGTHS = [5, 12, 8, 3]
+LENGTHS = [5, 13, 8, 3, 9, 1, 11, 6]  # 13 tokens do not go evenly into 2 or 4 slices
 TIMEOUT = 240  # seconds, for all cases of one number of processes
 
 Wrap = Callable[[ToyModel, Any], nn.Module]
@@ -141,39 +141,40 @@ def ddp_of_dtensors(model: ToyModel, mesh: Any) -> nn.Module:
 
 ROWWISE = tensor_parallel("RowwiseParallel")
 COLWISE = tensor_parallel("ColwiseParallel")
-LAYOUTS = {
-    2: {
+
+
+def layouts(processes: int) -> dict[str, Layout]:
+    found = {
         "ddp": Layout(ddp),
         "ddp, gradient accumulation": Layout(ddp, micro_batches=2),
         "fsdp1": Layout(fsdp1(use_orig_params=True), has_gradient=False),
         "fsdp1, flat parameters": Layout(fsdp1(use_orig_params=False), has_gradient=False),
         "fsdp2": Layout(fsdp2),
         "fsdp2, gradient accumulation": Layout(fsdp2, micro_batches=2),
-        "replicated": Layout(replicated, 2),
-        "tp rowwise": Layout(ROWWISE, 2),
-        "tp rowwise, DTensors": Layout(tensor_parallel("RowwiseParallel", use_local_output=False), 2),
-        "tp rowwise, gradient accumulation": Layout(ROWWISE, 2, micro_batches=4),
-        "tp rowwise, batch of DTensors": Layout(shared_batch, 2),
-        "tp colwise": Layout(COLWISE, 2),
-        "tp colwise, slices": Layout(tensor_parallel("ColwiseParallel", output_shard=-1), 2, joined=2),
-        "sequence parallel": Layout(tensor_parallel("RowwiseParallel", output_shard=1), 2, joined=1),
+        "replicated": Layout(replicated, processes),
+        "tp rowwise": Layout(ROWWISE, processes),
+        "tp rowwise, DTensors": Layout(tensor_parallel("RowwiseParallel", use_local_output=False), processes),
+        "tp rowwise, gradient accumulation": Layout(ROWWISE, processes, micro_batches=8),
+        "tp rowwise, batch of DTensors": Layout(shared_batch, processes),
+        "tp colwise": Layout(COLWISE, processes),
+        "tp colwise, slices": Layout(tensor_parallel("ColwiseParallel", output_shard=-1), processes, joined=2),
+        "sequence parallel": Layout(tensor_parallel("RowwiseParallel", output_shard=1), processes, joined=1),
         "sequence parallel, DTensors": Layout(
-            tensor_parallel("RowwiseParallel", output_shard=1, use_local_output=False), 2
+            tensor_parallel("RowwiseParallel", output_shard=1, use_local_output=False), processes
         ),
-    },
-    4: {
-        "ddp": Layout(ddp),
-        "fsdp2": Layout(fsdp2),
-        "tp rowwise": Layout(ROWWISE, 4),
-        "tp colwise, slices": Layout(tensor_parallel("ColwiseParallel", output_shard=-1), 4, joined=2),
-        "sequence parallel": Layout(tensor_parallel("RowwiseParallel", output_shard=1), 4, joined=1),
-        "ddp x tp rowwise": Layout(both(ddp_of_dtensors, ROWWISE), 2, has_gradient=False),
-        "fsdp2 x tp rowwise": Layout(both(fsdp2, ROWWISE), 2),
-        "fsdp2 x sequence parallel": Layout(
-            both(fsdp2, tensor_parallel("RowwiseParallel", output_shard=1)), 2, joined=1
-        ),
-    },
-}
+    }
+    if processes == 4:
+        found |= {
+            "ddp x tp rowwise": Layout(both(ddp_of_dtensors, ROWWISE), 2, has_gradient=False),
+            "fsdp2 x tp rowwise": Layout(both(fsdp2, ROWWISE), 2),
+            "fsdp2 x sequence parallel": Layout(
+                both(fsdp2, tensor_parallel("RowwiseParallel", output_shard=1)), 2, joined=1
+            ),
+        }
+    return found
+
+
+LAYOUTS = {processes: layouts(processes) for processes in (2, 4)}
 CASES = [
     (processes, name, when) for processes in LAYOUTS for name in LAYOUTS[processes] for when in ("before", "after")
 ]
@@ -347,6 +348,13 @@ def test_each_example_has_the_noise_of_one_process(processes, name, when, ranks)
             torch.testing.assert_close(of_rank["gradient"] / layout.micro_batches, want["gradient"])
 
 
+def test_the_page_shows_this_matrix():
+    lines = ["| | 2 processes | 4 processes |", "|---|---|---|"]
+    for name in LAYOUTS[4]:
+        lines.append(f"| {name} | {'✓' if name in LAYOUTS[2] else 'needs 4'} | ✓ |")
+    assert "\n".join(lines) in (ROOT / "docs" / "distributed.md").read_text(), "\n".join(lines)
+
+
 def test_gradient_accumulation_in_one_process():
     micro = train(Layout(alone, micro_batches=4), "after", 0, 1, {1: None})
     assert torch.equal(micro["entered"], one_process()["entered"])
@@ -381,10 +389,10 @@ def test_sequence_parallel_is_one_compiled_graph(ranks):
 
 
 def test_a_slice_of_unknown_place_is_refused(ranks):
-    for rank in range(2):
+    for rank, length in enumerate((7, 6)):
         sequence, channels = torch.load(ranks[2] / f"refused-{rank}.pt")
-        assert "the output of Wrapper is (4, 6, 48), a slice of (4, 12, 48) that does not say which" in sequence
-        assert "the output of Wrapper is (4, 12, 24), a slice of (4, 12, 48) that does not say which" in channels
+        assert f"the output of Wrapper is (8, {length}, 48), a slice of (8, 13, 48) that does not say which" in sequence
+        assert "the output of Wrapper is (8, 13, 24), a slice of (8, 13, 48) that does not say which" in channels
 
 
 if __name__ == "__main__":
