@@ -8,6 +8,7 @@ from neftune_plugins.hookspecs import hookimpl
 from neftune_plugins.injection import Handle, install
 from neftune_plugins.layout import Batch, Layout, LayoutReader
 from neftune_plugins.noise import NoiseType
+from neftune_plugins.sharded import refuse_context_parallel
 
 __all__ = [
     "Batch",
@@ -24,4 +25,5 @@ __all__ = [
     "enabled",
     "hookimpl",
     "install",
+    "refuse_context_parallel",
 ]

@@ -24,6 +24,7 @@ from neftune_plugins.layout import Batch, Layout, LayoutReader
 from neftune_plugins.manager import layout_readers, noise_types, plugin_manager
 from neftune_plugins.noise import add_noise, add_noise_, stream_key, token_keys, token_scales
 from neftune_plugins.schedule import alpha_at, steps_unknown
+from neftune_plugins.sharded import add_to_shared, check_whole, has_shared_weight, held, is_shared, whole
 
 # Forwards whose noise can be recomputed in one backward; what is kept of each is 20 bytes a token.
 _MAX_RECOMPUTABLE = 64
@@ -110,7 +111,9 @@ class Handle:
         for embedding in embeddings:
             scale = plugin_manager().hook.neftune_embedding_scale(model=model, embedding=embedding)
             hook = _EmbeddingHook(self._noise, 1.0 if scale is None else scale)
-            self._hooks.append(embedding.register_forward_hook(hook, with_kwargs=True))
+            # Before the hook of a tensor-parallel style, behind which a slice does not say what it is of.
+            first = has_shared_weight(embedding)
+            self._hooks.append(embedding.register_forward_hook(hook, with_kwargs=True, prepend=first))
         owners = _owners(model, decoder, embeddings)
         for module in owners:
             arguments = tuple(inspect.signature(module.forward).parameters)
@@ -285,15 +288,16 @@ class _Noise:
             return output
         stream = frame.owner.stream
         frame.noised[stream] = True
-        batch = _batch_of(frame, stack)
-        layout = self.handle.layout({**batch, "is_decoder": bool(stream)})
+        batch = whole({**_batch_of(frame, stack), "is_decoder": bool(stream)})
+        layout = self.handle.layout(batch)
         keys = token_keys(batch["input_ids"], layout, self.keys[stream], self.step)
         scales = token_scales(layout, output.shape[-1], self.alpha / hook.scale, padded_length=self.padded_length)
         if not torch.compiler.is_compiling():
-            self.recomputable.append((input_ids, keys, scales))
+            self.recomputable.append((held(input_ids), keys, scales))
         return self._add(embedding, output, keys, scales)
 
     def _recomputable(self, input_ids: Tensor) -> tuple[Tensor, Tensor] | None:
+        input_ids = held(input_ids)
         for ids, keys, scales in reversed(self.recomputable):
             # Reentrant checkpointing passes another tensor object of the same storage.
             if ids.shape == input_ids.shape and ids.data_ptr() == input_ids.data_ptr():
@@ -301,6 +305,9 @@ class _Noise:
         return None
 
     def _add(self, embedding: nn.Module, output: Tensor, keys: Tensor, scales: Tensor) -> Tensor:
+        if is_shared(output):
+            return add_to_shared(output, keys, scales, self.noise_type)
+        check_whole(embedding, output, keys)
         if torch.compiler.is_compiling():
             flat = output.reshape(-1, output.shape[-1])
             return add_noise(flat, keys.reshape(-1), scales.reshape(-1), self.noise_type).view_as(output)

@@ -116,26 +116,39 @@ def channel_bits(keys_N: Tensor, channel_D: Tensor) -> Tensor:
 
 def noise(keys_N: Tensor, scales_N: Tensor, dim: int, noise_type: NoiseType) -> Tensor:
     """The noise itself: float32 (N, D) from int64 (N,) keys of `token_keys` and float32 (N,) `token_scales`."""
-    channel_D = torch.arange(dim, dtype=torch.int32, device=keys_N.device)
-    return _noise(keys_N, scales_N * noise_type.unit, channel_D, noise_type)
+    return _noise(keys_N, scales_N * noise_type.unit, _channels(dim, keys_N.device), noise_type)
+
+
+def _channels(dim: int, device: torch.device) -> Tensor:
+    return torch.arange(dim, dtype=torch.int32, device=device)
 
 
 def _noise(keys_N: Tensor, unit_scales_N: Tensor, channel_D: Tensor, noise_type: NoiseType) -> Tensor:
     return noise_type.draw(channel_bits(keys_N, channel_D)).mul_(unit_scales_N.unsqueeze(-1))
 
 
-def add_noise(x_ND: Tensor, keys_N: Tensor, scales_N: Tensor, noise_type: NoiseType) -> Tensor:
+def add_noise(
+    x_ND: Tensor, keys_N: Tensor, scales_N: Tensor, noise_type: NoiseType, channel_D: Tensor | None = None
+) -> Tensor:
     """x + noise, added in float32 and rounded once to x's dtype; out of place and differentiable (a compiled graph's
-    form: one fused pass)."""
-    return (x_ND + noise(keys_N, scales_N, x_ND.shape[-1], noise_type)).to(x_ND.dtype)
+    form: one fused pass).
+
+    channel_D: int32 numbers of x's channels, where x is a slice of an embedding; by default it is all of one.
+    """
+    if channel_D is None:
+        channel_D = _channels(x_ND.shape[-1], x_ND.device)
+    return (x_ND + _noise(keys_N, scales_N * noise_type.unit, channel_D, noise_type)).to(x_ND.dtype)
 
 
 @torch.no_grad()
-def add_noise_(x_ND: Tensor, keys_N: Tensor, scales_N: Tensor, noise_type: NoiseType) -> Tensor:
+def add_noise_(
+    x_ND: Tensor, keys_N: Tensor, scales_N: Tensor, noise_type: NoiseType, channel_D: Tensor | None = None
+) -> Tensor:
     """`add_noise` in place and out of autograd's sight (the gradient is the identity), chunk by chunk, so that the
     scratch stays small. x_ND must be contiguous. Returns x_ND."""
     dim = x_ND.shape[-1]
-    channel_D = torch.arange(dim, dtype=torch.int32, device=x_ND.device)
+    if channel_D is None:
+        channel_D = _channels(dim, x_ND.device)
     unit_scales_N = scales_N * noise_type.unit
     elements = _CHUNK_PER_THREAD * torch.get_num_threads() if x_ND.device.type == "cpu" else _CHUNK_ON_ACCELERATOR
     chunk = max(1, elements // dim)

@@ -1,7 +1,7 @@
 """The Axolotl plugin: the keys in Axolotl's schema, and the callback in its trainers."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 from axolotl.integrations.base import BasePlugin
 from axolotl.utils.logging import get_logger
@@ -9,7 +9,7 @@ from neftune_transformers import NEFTuneCallback
 from pydantic import BaseModel, Field, create_model, model_validator
 from transformers import TrainerCallback
 
-from neftune_plugins import NoiseConfig, enabled
+from neftune_plugins import NoiseConfig, enabled, refuse_context_parallel
 from neftune_plugins.config import key
 
 # Axolotl's name of the key before it was neftune_noise_alpha; it moves the value to the new one.
@@ -24,6 +24,14 @@ class _Checked(BaseModel):
         older = {"neftune_noise_alpha": data[_OLDER_NAME]} if data.get(_OLDER_NAME) is not None else {}
         NoiseConfig.from_keys(older | dict(data))
         return data
+
+    @model_validator(mode="after")
+    def check_sequences_are_whole(self) -> Self:
+        """Context parallelism cuts them. Its keys are here under these names, whatever they were written as."""
+        if getattr(self, "neftune_noise_alpha", None) is not None:
+            names = ("context_parallel_size", "sequence_parallel_degree")
+            refuse_context_parallel({name: getattr(self, name, None) for name in names})
+        return self
 
 
 # Axolotl's own schema has neftune_noise_alpha; its field would win over ours.

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from neftune_autoload import unpatched
-from neftune_plugins import NoiseConfig, NoiseNotAppliedError, enabled
+from neftune_plugins import NoiseConfig, NoiseNotAppliedError, enabled, refuse_context_parallel
 from neftune_plugins.config import key
 
 
@@ -14,13 +14,16 @@ def add_keys(module: Any) -> None:
     original = module.TrainingArguments
 
     def check_and_post_init(self: Any) -> None:
-        if enabled() and NoiseConfig.from_keys(vars(self)) is not None:
+        noisy = enabled() and NoiseConfig.from_keys(vars(self)) is not None
+        if noisy:
             import transformers.trainer  # noqa: F401  (it is needed soon, and its patch may fail)
 
             problem = unpatched("neftune_llamafactory")
             if problem:
                 raise NoiseNotAppliedError(f"neftune_noise_alpha would have no effect: {problem}")
         original.__post_init__(self)
+        if noisy:
+            check_distribution(self)
 
     patched = dataclasses.make_dataclass(
         original.__name__,
@@ -37,3 +40,8 @@ def add_keys(module: Any) -> None:
     )
     patched.__module__, patched.__qualname__ = original.__module__, original.__qualname__
     module.TrainingArguments = patched
+
+
+def check_distribution(args: Any) -> None:
+    """Raises NoiseConfigError for arguments of V1 under which it cuts sequences."""
+    refuse_context_parallel({"dist_config.cp_size": (getattr(args, "dist_config", None) or {}).get("cp_size")})

@@ -7,6 +7,7 @@ from llamafactory.v1.config import TrainingArguments
 from llamafactory.v1.utils import logging
 from llamafactory.v1.utils.callbacks import TrainerCallback, TrainerState
 
+from neftune_llamafactory.arguments import check_distribution
 from neftune_plugins import Handle, enabled, install
 from neftune_plugins.config import resolve
 
@@ -34,6 +35,7 @@ class NEFTuneV1Callback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, **kwargs: Any) -> None:
         config = resolve(vars(args), self._given) if enabled() else None
         if config is not None:
+            check_distribution(args)
             self._handle = install(
                 kwargs["model"],
                 config,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils.logging import get_logger
 
-from neftune_plugins import Handle, NoiseConfig, enabled, install
+from neftune_plugins import Handle, NoiseConfig, enabled, install, refuse_context_parallel
 from neftune_plugins.config import resolve
 
 if TYPE_CHECKING:
@@ -88,9 +88,14 @@ class NEFTuneCallback(TrainerCallback):
 
     @contextlib.contextmanager
     def surrounding(self, trainer: "Trainer") -> Iterator[None]:
-        """What `trainer.train()` runs in: the native hook off, ours gone at the end."""
+        """What `trainer.train()` runs in: the native hook off, ours gone at the end. Raises NoiseConfigError where
+        the trainer is to cut sequences."""
         native = trainer.neftune_noise_alpha
         if enabled():
+            if self.config(trainer.args) is not None:
+                parallel = getattr(trainer.accelerator, "parallelism_config", None)
+                sizes = {name: getattr(parallel, name, None) for name in ("cp_size", "sp_size")}
+                refuse_context_parallel({f"parallelism_config.{name}": size for name, size in sizes.items()})
             trainer.neftune_noise_alpha = None
         try:
             yield

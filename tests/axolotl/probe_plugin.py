@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from axolotl.integrations.base import BasePlugin
 from torch import nn
 from transformers import TrainerCallback
@@ -17,11 +18,29 @@ at_step_end: AtStepEnd | None = None
 """What the recorder of the next run calls after each step."""
 
 
+def _as_built_for_the_cpu(*_: object) -> None:
+    raise AssertionError("Torch not compiled with CUDA enabled")
+
+
+if "RANK" in os.environ and not torch.cuda.is_available():
+    # Axolotl asks this where there are several processes. It takes the answer of a torch without CUDA, but not that of
+    # a torch with CUDA on a machine without, which is a RuntimeError.
+    torch.cuda.can_device_access_peer = _as_built_for_the_cpu
+
+
 class ProbePlugin(BasePlugin):
     """Adds the recording callback, and looks at the embedding once more when training is over."""
 
+    def load_datasets(self, cfg: Any, preprocess: bool = False) -> None:
+        if "RANK" in os.environ:
+            cfg.device_map = {"": "cpu"}  # with several processes Axolotl gives each the GPU of its number
+
     def add_callbacks_pre_trainer(self, cfg: Any, model: nn.Module) -> list[TrainerCallback]:
-        self.recorder = Recorder(Path(os.environ[RECORD_DIR]), at_step_end)
+        folder = Path(os.environ[RECORD_DIR])
+        if "RANK" in os.environ:
+            folder /= f"rank{os.environ['RANK']}"
+        folder.mkdir(exist_ok=True)
+        self.recorder = Recorder(folder, at_step_end)
         return [self.recorder]
 
     def post_train(self, cfg: Any, model: nn.Module) -> None:

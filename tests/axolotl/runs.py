@@ -66,15 +66,33 @@ def axolotl_cli(
 
     Does not raise when it fails: look at `returncode` and `output`. Records up to the failure are in the run.
     """
+    arguments = ("--launcher", "python", *arguments)
+    return _execute(config, workdir, arguments, env or {}, timeout, [workdir])[0]
+
+
+def axolotl_torchrun(config: dict[str, Any], workdir: Path, *, processes: int = 2, timeout: float = 600) -> list[Run]:
+    """As `axolotl_cli`, with `--launcher torchrun`; one run for each rank, all with the same output."""
+    arguments = ("--launcher", "torchrun", "--", "--standalone", f"--nproc-per-node={processes}")
+    folders = [workdir / f"rank{rank}" for rank in range(processes)]
+    return _execute(config, workdir, arguments, {}, timeout, folders)
+
+
+def _execute(
+    config: dict[str, Any],
+    workdir: Path,
+    arguments: tuple[str, ...],
+    env: dict[str, str],
+    timeout: float,
+    folders: list[Path],
+) -> list[Run]:
     config_path = _prepare(config, workdir)
     scripts = Path(sys.executable).parent
-    environment = {**os.environ, **ENVIRONMENT, RECORD_DIR: str(workdir), **(env or {})}
+    environment = {**os.environ, **ENVIRONMENT, RECORD_DIR: str(workdir), **env}
     environment["PATH"] = f"{scripts}{os.pathsep}{environment['PATH']}"
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    command = [str(scripts / "axolotl"), "train", str(config_path), "--launcher", "python", *arguments]
     start = time.perf_counter()
     process = subprocess.run(
-        command,
+        [str(scripts / "axolotl"), "train", str(config_path), *arguments],
         cwd=workdir,
         env=environment,
         stdout=subprocess.PIPE,
@@ -83,16 +101,18 @@ def axolotl_cli(
         timeout=timeout,
         check=False,
     )
-    run = read_run(workdir)
-    run.output, run.returncode, run.seconds = process.stdout, process.returncode, time.perf_counter() - start
-    return run
+    seconds = time.perf_counter() - start
+    runs = [read_run(folder) for folder in folders]
+    for run in runs:
+        run.output, run.returncode, run.seconds = process.stdout, process.returncode, seconds
+    return runs
 
 
 def _prepare(config: dict[str, Any], workdir: Path) -> Path:
     """Write cfg.yml, with the probe as the last plugin; remove records of an earlier run in the same folder."""
     workdir.mkdir(parents=True, exist_ok=True)
-    for name in ("record.json", "probe.pt"):
-        (workdir / name).unlink(missing_ok=True)
+    for record in [*workdir.rglob("record.json"), *workdir.rglob("probe.pt")]:
+        record.unlink()
     plugins = [*(config.get("plugins") or []), PROBE_PLUGIN]
     config = {"output_dir": str(workdir / "out"), **config, "plugins": plugins}
     config_path = workdir / "cfg.yml"

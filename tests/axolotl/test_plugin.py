@@ -12,7 +12,8 @@ import yaml
 
 from tests.axolotl.configs import base_config
 from tests.axolotl.driver import NEEDS_PLUGINS_KEY, OUR_PLUGIN, make_driver, with_plugin, without_entry_point
-from tests.axolotl.runs import axolotl_cli, run_axolotl
+from tests.axolotl.runs import axolotl_cli, axolotl_torchrun, run_axolotl
+from tests.support import specification
 from tests.support.bad_values import BAD_KEYS
 from tests.support.demo import check_demo
 from tests.support.probe import per_example, ratio
@@ -89,6 +90,54 @@ def test_misspelt_keys_stop_the_run_before_the_model_loads(driver, keys, message
     with driver.loads_model() as loaded, pytest.raises(ValueError, match=re.escape(message)):
         driver.train("sft", keys, folder=tmp_path)
     assert loaded == []
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"context_parallel_size": 2},
+        {"sequence_parallel_degree": 2},
+        pytest.param(
+            {"context_parallel": {"size": 2}},
+            marks=pytest.mark.skipif(NEEDS_PLUGINS_KEY, reason="this release has no such key"),
+        ),
+    ],
+    ids=str,
+)
+def test_sequences_cut_over_processes_are_refused_before_the_model_loads(driver, keys, tmp_path):
+    message = r"(context_parallel_size|sequence_parallel_degree): 2 cannot go with neftune_noise_alpha: each process"
+    with driver.loads_model() as loaded, pytest.raises(ValueError, match=message):
+        driver.train("sft", KEYS | keys, folder=tmp_path)
+    assert loaded == []
+
+
+def noise_of_examples(run: Run, pad_id: int, step: int) -> dict[tuple[int, ...], torch.Tensor]:
+    """The noise of each example of one step, by its tokens."""
+    return {
+        tuple(example.ids.tolist()): example.noise
+        for call in run.calls
+        if call.global_step == step
+        for example in per_example(call, pad_id)
+    }
+
+
+def test_two_processes_share_the_batch_of_one(driver, tmp_path):
+    config = with_plugin(base_config(driver.model, "sft") | KEYS | {"max_steps": 2})
+    single = run_axolotl(config, tmp_path / "one")
+    ranks = axolotl_torchrun(config | {"micro_batch_size": 2}, tmp_path / "two")
+    assert ranks[0].returncode == 0, ranks[0].output
+    for step in range(2):
+        want = noise_of_examples(single, driver.pad_id, step)
+        parts = [noise_of_examples(rank, driver.pad_id, step) for rank in ranks]
+        assert parts[0].keys() != parts[1].keys()
+        assert parts[0].keys() | parts[1].keys() == want.keys()
+        for ids, noise in [*parts[0].items(), *parts[1].items()]:
+            if step == 0:  # before the weights have been trained, in sums of another order
+                assert torch.equal(noise, want[ids])
+            specified = specification.noise(list(ids), noise.shape[1], alpha=5, seed=driver.seed, step=step)
+            # Both are differences of float32 sums; their terms are below 1.
+            torch.testing.assert_close(noise, torch.tensor(specified), rtol=0, atol=2e-7)
+    assert ranks[0].weights == ranks[1].weights is not None
 
 
 EXAMPLES = sorted((ROOT / "example_configs" / "axolotl").glob("*.yml"))

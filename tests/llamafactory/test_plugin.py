@@ -237,6 +237,22 @@ def test_two_processes(driver, two_ranks):
     assert (two_ranks[0].saved / "training_args.bin").exists()
 
 
+def test_two_processes_share_the_batch_of_one(driver, run, two_ranks):
+    batch_size = base_config(driver.model, "sft")["per_device_train_batch_size"]
+    single = run("sft", **KEYS, max_steps=3, per_device_train_batch_size=2 * batch_size)
+
+    def noise(of_run: Run, step: int) -> dict[tuple[int, ...], torch.Tensor]:
+        calls = [call for call in of_run.calls if call.global_step == step]
+        examples = [example for call in calls for example in per_example(call, driver.pad_id)]
+        return {tuple(example.ids.tolist()): example.noise for example in examples}
+
+    for step in range(3):
+        assert noise(two_ranks[0], step).keys() | noise(two_ranks[1], step).keys() == noise(single, step).keys()
+    for rank in two_ranks:  # in later steps the weights are sums of another order
+        for ids, of_rank in noise(rank, 0).items():
+            assert torch.equal(of_rank, noise(single, 0)[ids])
+
+
 V1_WORKER = """
 import sys, torch
 from llamafactory.v1 import launcher
@@ -274,6 +290,14 @@ def test_two_processes_of_v1(driver, tmp_path):
     seen = [assert_specified_noise(rank, driver, num_steps=2) for rank in ranks]
     assert seen[0] != seen[1]
     assert ranks[0].weights == ranks[1].weights is not None
+
+
+@needs_v1
+def test_sequences_that_v1_cuts_over_processes_are_refused_before_the_model_loads(driver, tmp_path):
+    distribution = {"name": "fsdp2", "cp_size": 2}
+    with driver.loads_model() as loaded, pytest.raises(NoiseConfigError, match=r"^dist_config\.cp_size: 2 cannot go"):
+        driver.train("v1", KEYS | {"dist_config": distribution}, folder=tmp_path)
+    assert loaded == []
 
 
 @needs_v1

@@ -196,3 +196,16 @@ def test_the_class_is_accepted_where_an_instance_is(driver, tmp_path):
 def test_trainer_and_arguments_are_transformers_own():
     assert Trainer.train.__wrapped__.__module__ == "transformers.trainer"
     assert TrainingArguments.__module__ == "transformers.training_args"
+
+
+@pytest.mark.parametrize("name", ["cp_size", "sp_size"])
+def test_sequences_cut_over_processes_are_refused_before_training(driver, name, tmp_path, monkeypatch):
+    parallel = pytest.importorskip("accelerate.parallelism_config").ParallelismConfig(**{name: 2})
+    trainer = driver.trainer("trainer", KEYS, tmp_path, callbacks=[])
+    # accelerate itself has no context parallelism on a CPU.
+    monkeypatch.setattr(type(trainer.accelerator), "parallelism_config", parallel)
+    message = f"parallelism_config.{name}: 2 cannot go with neftune_noise_alpha: each process is given a slice"
+    with pytest.raises(NoiseConfigError, match=message):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    assert trainer.neftune_noise_alpha == 5.0
