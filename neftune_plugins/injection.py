@@ -9,7 +9,7 @@ import inspect
 import sys
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -89,11 +89,11 @@ class Handle:
                 f"neftune_embeddings gave {', '.join(strangers)}, which is no module of {type(model).__name__}"
             )
         self.embeddings = [names[embedding] for embedding in embeddings]
-        self._pad_token_id = _pad_token_id(model) if pad_token_id is None else pad_token_id
+        self._pad_token_id = _pad_token_id(names) if pad_token_id is None else pad_token_id
         self._readers = layout_readers() if layout_reader is None else (layout_reader, *layout_readers())
         self._noise = _Noise(self, seed if config.seed is None else config.seed)
         self._hooks: list[RemovableHandle] = []
-        decoder = _decoder(model)
+        decoder = _decoder(names)
         inside_decoder = set() if decoder is None else set(decoder.modules())
         for embedding in embeddings:
             hook = _EmbeddingHook(self._noise)
@@ -361,21 +361,20 @@ def _owners(model: nn.Module, embeddings: Sequence[nn.Module]) -> list[nn.Module
     ]
 
 
-def _decoder(model: nn.Module) -> nn.Module | None:
+def _decoder(modules: Iterable[nn.Module]) -> nn.Module | None:
     """The decoder of an encoder-decoder model."""
-    for module in model.modules():
-        config = getattr(module, "config", None)
-        get_decoder: Any = getattr(module, "get_decoder", None)
-        if getattr(config, "is_encoder_decoder", False) and get_decoder is not None:
+    for module in modules:
+        if getattr(getattr(module, "config", None), "is_encoder_decoder", False) and hasattr(module, "get_decoder"):
+            get_decoder: Any = module.get_decoder
             decoder = get_decoder()
             return decoder if isinstance(decoder, nn.Module) and decoder is not module else None
     return None
 
 
-def _pad_token_id(model: nn.Module) -> int | None:
-    for module in model.modules():
-        for config in (getattr(module, "config", None), getattr(module, "generation_config", None)):
-            pad_token_id = getattr(config, "pad_token_id", None)
+def _pad_token_id(modules: Iterable[nn.Module]) -> int | None:
+    for module in modules:
+        for name in ("config", "generation_config"):
+            pad_token_id = getattr(getattr(module, name, None), "pad_token_id", None)
             if isinstance(pad_token_id, int) and pad_token_id >= 0:
                 return pad_token_id
     return None
