@@ -113,6 +113,8 @@ def milliseconds(times: dict[str, list[float]]) -> dict[str, float]:
     return {name: median(taken) * 1e3 for name, taken in times.items()}
 
 
+# Else the compiled graph of one model is used for another one of its class that has hooks.
+@torch._dynamo.config.patch(skip_nnmodule_hook_guards=False)
 def forward(shape: str, dtype: str, mode: str, rounds: int, device: str) -> dict[str, Any]:
     """One row of the tables of forwards."""
     rows, width, dim = map(int, shape.split("x"))
@@ -195,8 +197,6 @@ def training(rounds: int, device: str) -> dict[str, Any]:
 
 def measured(shapes: Sequence[str], dtypes: Sequence[str], rounds: int, device: str) -> dict[str, Any]:
     """Everything, as it is written to JSON."""
-    # Else a compiled graph of one model is used for another one of its class that has hooks.
-    torch._dynamo.config.skip_nnmodule_hook_guards = False
     torch.set_num_threads(1)
     return {
         "machine": {

@@ -2,18 +2,9 @@
 
 import json
 
-import pytest
+import torch
 
 from benchmarks import noise
-
-
-@pytest.fixture(autouse=True)
-def own_compiler(monkeypatch):
-    import torch
-
-    monkeypatch.setattr(torch._dynamo.config, "skip_nnmodule_hook_guards", True)
-    yield
-    torch.compiler.reset()
 
 
 def test_the_tables_and_the_json_have_every_measure(tmp_path, capsys, monkeypatch):
@@ -36,8 +27,6 @@ def test_the_tables_and_the_json_have_every_measure(tmp_path, capsys, monkeypatc
 
 
 def test_the_noise_adds_nothing_to_the_backward():
-    import torch
-
     model = noise.Lookup(torch.nn.Parameter(torch.randn(10, 4)))
     ids = torch.tensor([[1, 2, 3]])
     with noise.install(model, noise.NoiseConfig(alpha=5.0)):
