@@ -39,8 +39,8 @@ class NoiseType:
     """A distribution of the noise.
 
     name: what `neftune_noise_type` says.
-    draw: (bits: int32 tensor of any shape, uniformly random) -> float32 tensor of that shape, elementwise. It owns
-        `bits` and may overwrite it. It must be plain tensor code, so that it can be compiled.
+    draw: (bits: int32 tensor of any shape, of which the upper 24 are uniformly random) -> float32 tensor of that shape,
+        elementwise. It owns `bits` and may overwrite it. It must be plain tensor code, so that it can be compiled.
     unit: factor that brings the result of `draw` to unit noise, folded into the per-token scale. A power of two
         folds without rounding.
     rms: root mean square of unit noise: the noise of one embedding has norm about `alpha * rms / sqrt(L)`.

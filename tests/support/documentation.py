@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from benchmarks import noise, quality
 from neftune_plugins import NoiseConfig, NoiseConfigError
 from neftune_plugins.config import key
 from neftune_plugins.manager import plugin_manager
@@ -66,7 +67,11 @@ def _yaml(value: object) -> str:
     return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
 
 
-GENERATED = {ROOT / "docs" / "keys.md": {"keys": keys_table, "errors": errors_table}}
+GENERATED = {
+    ROOT / "docs" / "keys.md": {"keys": keys_table, "errors": errors_table},
+    ROOT / "docs" / "performance.md": {"noise": noise.recorded},
+    ROOT / "docs" / "quality.md": {"statistics": quality.recorded, "battery": quality.battery},
+}
 
 
 def regenerated(page: Path) -> str:

@@ -1,0 +1,36 @@
+"""`python -m benchmarks.noise` runs; how long anything takes is not tested."""
+
+import json
+
+import torch
+
+from benchmarks import noise
+
+
+def test_the_tables_and_the_json_have_every_measure(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(noise, "LAYERS", (1, 2))
+    file = tmp_path / "noise.json"
+    noise.main(["--rounds", "1", "--shapes", "2x8x16", "--dtypes", "bfloat16", "--json", str(file)])
+    result = json.loads(file.read_text())
+    assert [(row["shape"], row["dtype"], row["mode"]) for row in result["forward"]] == [
+        ("2x8x16", "bfloat16", "eager"),
+        ("2x8x16", "bfloat16", "compiled"),
+    ]
+    for row in result["forward"]:
+        assert all(row["ms"][name] > 0 for name in ("lookup", "native", "ours", "add"))
+        assert {"forward/native", "forward/lookup", "noise/native", "noise/add"} <= row.keys()
+    # Output and zeros, beside the sum that it gives.
+    assert result["forward"][0]["memory"]["native"] >= 2
+    assert [row["modules"] for row in result["installation"]] == [20, 33]
+    assert result["training"]["ours/none"]["median"] > 0
+    assert capsys.readouterr().out == noise.tables(result) + "\n"
+
+
+def test_the_noise_adds_nothing_to_the_backward():
+    model = noise.Lookup(torch.nn.Parameter(torch.randn(10, 4)))
+    ids = torch.tensor([[1, 2, 3]])
+    with noise.install(model, noise.NoiseConfig(alpha=5.0)):
+        noisy = model(ids, attention_mask=torch.ones_like(ids))
+    clean = model(ids, attention_mask=torch.ones_like(ids))
+    assert not torch.equal(noisy, clean)
+    assert type(noisy.grad_fn) is type(clean.grad_fn)
