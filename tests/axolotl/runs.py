@@ -74,7 +74,8 @@ def axolotl_torchrun(config: dict[str, Any], workdir: Path, *, processes: int = 
     """As `axolotl_cli`, with `--launcher torchrun`; one run for each rank, all with the same output."""
     arguments = ("--launcher", "torchrun", "--", "--standalone", f"--nproc-per-node={processes}")
     folders = [workdir / f"rank{rank}" for rank in range(processes)]
-    return _execute(config, workdir, arguments, {}, timeout, folders)
+    env = {"ACCELERATE_USE_CPU": "true"}  # else accelerate takes each process for the only one
+    return _execute(config, workdir, arguments, env, timeout, folders)
 
 
 def _execute(
