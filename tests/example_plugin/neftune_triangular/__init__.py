@@ -7,10 +7,10 @@ from neftune_plugins import NoiseType, hookimpl
 
 
 def draw(bits: Tensor) -> Tensor:
-    """Two 16-bit halves of the 32 random bits, each uniform in [0, 65536); their sum, centred."""
-    return ((bits & 0xFFFF) + ((bits >> 16) & 0xFFFF) - 65535).to(torch.float32)
+    """Two halves of the 24 random bits, each uniform in [0, 4096); their sum, centred."""
+    return (((bits >> 8) & 0xFFF) + ((bits >> 20) & 0xFFF) - 4095).to(torch.float32)
 
 
 @hookimpl
 def neftune_noise_types() -> list[NoiseType]:
-    return [NoiseType("triangular", draw, rms=6**-0.5, unit=2.0**-16, summary="triangular in (-1, 1)")]
+    return [NoiseType("triangular", draw, rms=6**-0.5, unit=2.0**-12, summary="triangular in (-1, 1)")]
