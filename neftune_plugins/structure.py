@@ -49,12 +49,12 @@ def above(model: nn.Module, part: nn.Module) -> list[nn.Module]:
 
 
 def decoder(model: nn.Module) -> nn.Module | None:
-    """The decoder of an encoder-decoder model; None for all others."""
+    """The decoder of an encoder-decoder model; None for all others. (That of Florence-2 is a whole BART.)"""
     for module in model.modules():
         config = vars(module).get("config")
         if getattr(config, "is_encoder_decoder", False) and hasattr(type(module), "get_decoder"):
             found = module.get_decoder()  # type: ignore[operator]
-            return found if isinstance(found, nn.Module) and found is not module else None
+            return decoder(found) or found if isinstance(found, nn.Module) and found is not module else None
     return None
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -452,6 +453,29 @@ def test_encoder_and_decoder_are_noised_with_their_own_lengths(batch, tied):
             expected = specification.noise(real, DIM, alpha=5, seed=11, step=0, stream=int(stack is model.decoder))
             torch.testing.assert_close(row[: len(real)], torch.tensor(expected), rtol=0, atol=2e-6)
             assert not row[len(real) :].any()
+
+
+def test_a_decoder_may_be_said_to_be_a_whole_encoder_decoder(batch):
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.config = SimpleNamespace(is_encoder_decoder=True, pad_token_id=PAD)
+            self.inner = ToySeq2Seq()
+
+        def get_decoder(self):
+            return self.inner
+
+        def forward(self, input_ids=None, attention_mask=None, decoder_input_ids=None):
+            embeds = self.inner.shared(input_ids)
+            return self.inner(attention_mask=attention_mask, inputs_embeds=embeds, decoder_input_ids=decoder_input_ids)
+
+    outer = Outer().train()
+    with install(outer, CONFIG) as handle:
+        handle.step = 0
+        outer(**seq2seq(batch))
+        entered = outer.inner.encoder.entered
+        outer.inner(**seq2seq(batch))
+    assert torch.equal(entered, outer.inner.encoder.entered)
 
 
 def test_an_encoder_may_have_been_run_before(batch):

@@ -231,13 +231,13 @@ def judge(got: Stack, clean: Stack, mask_BL: Tensor) -> str:
     scale = 1.0
     if noise.shape == added.shape and added.any():
         scale = ((noise * added)[text_BL].sum() / added[text_BL].square().sum()).item()
-    scaled = "" if abs(scale - 1) < 1e-3 else f"scaled {scale:.4g}"
 
-    if _agree([ratio / scale for ratio in ratios], [1.0] * len(ratios), sizes):
-        padded = "padding noised" if noise[~real_BL].any() else ""
-        return ", ".join(part for part in (scaled, padded) if part) or "right"
-    if _agree([ratio / scale for ratio in ratios], of_width, sizes):
-        return ", ".join(part for part in ("padded L", scaled) if part)
+    for factor, scaled in {1.0: "", scale: f"scaled {scale:.4g}"}.items():
+        if _agree([ratio / factor for ratio in ratios], [1.0] * len(ratios), sizes):
+            padded = "padding noised" if noise[~real_BL].any() else ""
+            return ", ".join(part for part in (scaled, padded) if part) or "right"
+        if _agree([ratio / factor for ratio in ratios], of_width, sizes):
+            return ", ".join(part for part in ("padded L", scaled) if part)
     return "other " + " ".join(f"{ratio:.2f}" for ratio in ratios)
 
 
