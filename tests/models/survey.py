@@ -232,7 +232,7 @@ def judge(got: Stack, clean: Stack, mask_BL: Tensor) -> str:
     if noise.shape == added.shape and added.any():
         scale = ((noise * added)[text_BL].sum() / added[text_BL].square().sum()).item()
 
-    for factor, scaled in {1.0: "", scale: f"scaled {scale:.4g}"}.items():
+    for factor, scaled in ((1.0, ""), (scale, f"scaled {scale:.4g}")):
         if _agree([ratio / factor for ratio in ratios], [1.0] * len(ratios), sizes):
             padded = "padding noised" if noise[~real_BL].any() else ""
             return ", ".join(part for part in (scaled, padded) if part) or "right"
