@@ -258,7 +258,7 @@ class _Noise:
         frame = stack.pop()
         while frame.owner is not owner:
             frame = stack.pop()
-        if failed or not frame.noisy:
+        if failed or not frame.noisy or _in_backward():
             return
         stream_is_clean = owner.innermost and not frame.noised[owner.stream]
         if stream_is_clean or not (stack or any(frame.noised)):

@@ -195,6 +195,23 @@ def test_checkpointing_of_the_embedding_alone_recomputes_its_noise(model, batch)
     assert not torch.equal(entered[0], model.embed_tokens(batch["input_ids"]))
 
 
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_an_inner_model_that_is_given_embeddings_can_be_recomputed(batch, use_reentrant):
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = ToyModel(dim=DIM)
+
+        def forward(self, input_ids, attention_mask):
+            embeds = self.inner.embed_tokens(input_ids)
+            return checkpoint(self.inner, None, attention_mask, None, embeds, use_reentrant=use_reentrant)
+
+    outer = Outer().train()
+    with install(outer, CONFIG):
+        outer(**batch).sum().backward()
+    assert outer.inner.embed_tokens.weight.grad.any()
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("foreign_hook", [False, True])
 def test_gradients_are_those_of_the_out_of_place_sum(batch, frozen, foreign_hook):
