@@ -9,6 +9,7 @@ Shape suffixes: N tokens, D channels, S steps.
 """
 
 import argparse
+import ctypes
 import json
 import math
 import os
@@ -237,8 +238,9 @@ def write_raw(order: str, seed: int, width: int) -> None:
     for ids in batches(seed):
         steps = [bits(ids, seed=seed, step=first + step) for step in range(RAW_STEPS)]
         words = torch.stack(steps).permute(ORDERS[order]).contiguous()
-        little_endian = words.view(-1).view(torch.uint8).view(-1, 4)
-        sys.stdout.buffer.write(memoryview(little_endian[:, 4 - width :].contiguous().numpy()).cast("B"))
+        little_endian = words.view(-1).view(torch.uint8).view(-1, 4)[:, 4 - width :].contiguous()
+        # NumPy, through which tensors give their bytes, need not be there.
+        sys.stdout.buffer.write(ctypes.string_at(little_endian.data_ptr(), little_endian.nbytes))
         first += RAW_STEPS
 
 
