@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity
+from torch.utils.hooks import RemovableHandle
 
 from benchmarks.record import RESULTS, table
 from neftune_plugins import NoiseConfig, install
@@ -45,13 +46,16 @@ class Lookup(nn.Module):
         return self.embed_tokens(input_ids)
 
 
-def noise_natively(model: nn.Module) -> None:
-    """As HF Trainer does it."""
-    from transformers.integrations.neftune import neftune_post_forward_hook
+def noise_natively(model: nn.Module) -> RemovableHandle:
+    """Put transformers' hook on, as its Trainer does. The caller removes it."""
+    try:
+        from transformers.integrations.neftune import neftune_post_forward_hook
+    except ImportError:  # transformers 4
+        from transformers.trainer_utils import neftune_post_forward_hook
 
     embedding = model.get_input_embeddings()
     embedding.neftune_noise_alpha = ALPHA
-    embedding.register_forward_hook(neftune_post_forward_hook)
+    return embedding.register_forward_hook(neftune_post_forward_hook)
 
 
 def seconds(run: Callable[[], object], device: str) -> float:

@@ -22,16 +22,11 @@ import torch._dynamo  # imported once here rather than in each child
 import transformers
 from torch import Tensor, nn
 
+from benchmarks.noise import ALPHA, noise_natively
 from neftune_plugins import NoiseConfig, NoiseNotAppliedError, install
 from tests.models.families import EXPECTED
 from tests.models.tiny import WORDS, batch, model_classes, tiny_model
 
-try:
-    from transformers.integrations.neftune import neftune_post_forward_hook
-except ImportError:  # transformers 4
-    from transformers.trainer_utils import neftune_post_forward_hook
-
-ALPHA = 5.0
 SECONDS = 120
 STANDARD_ERRORS = 5
 
@@ -163,15 +158,11 @@ Way = Callable[[nn.Module], AbstractContextManager[Any]]
 
 @contextmanager
 def native(model: nn.Module) -> Iterator[None]:
-    """The hook as transformers' Trainer puts it."""
-    embedding = model.get_input_embeddings()
-    embedding.neftune_noise_alpha = ALPHA
-    handle = embedding.register_forward_hook(neftune_post_forward_hook)
+    handle = noise_natively(model)
     try:
         yield
     finally:
         handle.remove()
-        del embedding.neftune_noise_alpha
 
 
 @contextmanager
