@@ -1,7 +1,8 @@
 """The Axolotl plugin: the keys in Axolotl's schema, and the callback in its trainers."""
 
 import dataclasses
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any
 
 from axolotl.integrations.base import BasePlugin
 from axolotl.utils.logging import get_logger
@@ -22,16 +23,16 @@ class _Checked(BaseModel):
     def check_neftune_keys(cls, data: Any) -> Any:
         """Check the keys as written: afterwards "5" would be 5.0, and a misspelt key would be gone."""
         older = {"neftune_noise_alpha": data[_OLDER_NAME]} if data.get(_OLDER_NAME) is not None else {}
-        NoiseConfig.from_keys(older | dict(data))
+        if NoiseConfig.from_keys(older | dict(data)) is not None:
+            block = data.get("context_parallel")  # of Axolotl 0.21
+            refuse_context_parallel(
+                {
+                    "context_parallel_size": data.get("context_parallel_size"),
+                    "sequence_parallel_degree": data.get("sequence_parallel_degree"),
+                    "context_parallel.size": block.get("size") if isinstance(block, Mapping) else None,
+                }
+            )
         return data
-
-    @model_validator(mode="after")
-    def check_sequences_are_whole(self) -> Self:
-        """Context parallelism cuts them. Its keys are here under these names, whatever they were written as."""
-        if getattr(self, "neftune_noise_alpha", None) is not None:
-            names = ("context_parallel_size", "sequence_parallel_degree")
-            refuse_context_parallel({name: getattr(self, name, None) for name in names})
-        return self
 
 
 # Axolotl's own schema has neftune_noise_alpha; its field would win over ours.
