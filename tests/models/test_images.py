@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from neftune_plugins import NoiseConfig, install
+from neftune_plugins import NoiseConfig
 from tests.models.tiny import WORDS, tiny_model
 from tests.support import specification
+from tests.support.blocks import entered_blocks
 
 CLASSES = {
     "llava": "LlavaForConditionalGeneration",
@@ -31,18 +32,10 @@ def test_noise_is_on_text_alone(model_type):
     batch["pixel_values"] = pixels[:, None] if model_type == "idefics3" else pixels
     if model_type == "paligemma":
         batch["token_type_ids"] = torch.zeros_like(ids)
-    seen = []
     blocks = (block for name, block in model.named_modules() if name.endswith("layers.0") and "vision" not in name)
-    next(blocks).register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append((args[0] if args else kwargs["hidden_states"]).detach().clone()),
-        with_kwargs=True,
-    )
-    with install(model, NoiseConfig(alpha=5, seed=1)) as noise:
-        noise.step = 3
-        model(**batch).loss.backward()
-    model(**batch)
-    difference = seen[0] - seen[1]
-    assert seen[1][:, 1 : 1 + patches].any()
+    ((noisy, clean),) = entered_blocks(model, [next(blocks)], batch, NoiseConfig(alpha=5, seed=1), step=3)
+    difference = noisy - clean
+    assert clean[:, 1 : 1 + patches].any()
     assert not difference[ids == image_token].any()
     assert not difference[mask == 0].any()
     for row in range(2):

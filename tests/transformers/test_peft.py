@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 
 from neftune_plugins import NoiseConfig, install
 from tests.support import specification
+from tests.support.blocks import entered_blocks
 
 TARGETS = {"target_modules": ["embed_tokens", "q_proj", "v_proj"]}
 LM = {"task_type": "CAUSAL_LM"}
@@ -45,21 +46,10 @@ def batch(folder):
     return {name: found[name] for name in ("input_ids", "attention_mask")}
 
 
-def entered_blocks(model, blocks, batch):
-    """By how much what enters each of `blocks` in a training forward with noise differs from one without: (B, L, D)."""
-    seen = []
-
-    def see(module, args, kwargs):
-        seen.append((args[0] if args else kwargs["hidden_states"]).detach().clone())
-
-    hooks = [block.register_forward_pre_hook(see, with_kwargs=True) for block in blocks]
-    with install(model, NoiseConfig(alpha=ALPHA, seed=SEED)) as handle:
-        handle.step = STEP
-        model(**batch).loss.backward()
-    model(**batch)
-    for hook in hooks:
-        hook.remove()
-    return [noisy - clean for noisy, clean in zip(seen[: len(blocks)], seen[len(blocks) :], strict=True)]
+def differences(model, blocks, batch):
+    """By how much what enters each of `blocks` with noise differs from what enters it without: (B, L, D)."""
+    pairs = entered_blocks(model, blocks, batch, NoiseConfig(alpha=ALPHA, seed=SEED), step=STEP)
+    return [noisy - clean for noisy, clean in pairs]
 
 
 def assert_specified(difference, ids, mask, stream=0):
@@ -77,7 +67,7 @@ def test_the_specified_noise_enters_the_first_block(name, folder, batch):
     torch.manual_seed(0)
     model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(folder), copy.deepcopy(CONFIGS[name])).train()
     block = model.get_base_model().model.layers[0]
-    (difference,) = entered_blocks(model, [block], {**batch, "labels": batch["input_ids"]})
+    (difference,) = differences(model, [block], {**batch, "labels": batch["input_ids"]})
     virtual = difference.shape[1] - batch["input_ids"].shape[1]
     assert virtual == (VIRTUAL["num_virtual_tokens"] if name in ("prompt tuning", "P-tuning") else 0)
     assert not difference[:, :virtual].any()
@@ -99,7 +89,7 @@ def test_encoder_decoders(name, batch):
     targets = torch.tensor([[9, 8, 7, 1], [5, 1, 0, 0]])
     batch = {**batch, "decoder_input_ids": targets, "labels": targets}
     inner = model.get_base_model()
-    encoder, decoder = entered_blocks(model, [inner.encoder.block[0], inner.decoder.block[0]], batch)
+    encoder, decoder = differences(model, [inner.encoder.block[0], inner.decoder.block[0]], batch)
     ids, mask = batch["input_ids"], batch["attention_mask"]
     assert_specified(encoder[:, -ids.shape[1] :], ids, mask)
     assert_specified(decoder, targets, targets != 0, stream=1)
@@ -110,7 +100,7 @@ def test_resized_embeddings(folder, batch):
     model = AutoModelForCausalLM.from_pretrained(folder).train()
     model.resize_token_embeddings(600)
     ids, mask = batch["input_ids"], batch["attention_mask"]
-    (difference,) = entered_blocks(model, [model.model.layers[0]], {**batch, "labels": ids})
+    (difference,) = differences(model, [model.model.layers[0]], {**batch, "labels": ids})
     assert_specified(difference, ids, mask)
     seen = []
     with install(model, NoiseConfig(alpha=ALPHA, seed=SEED)) as handle:
