@@ -5,8 +5,8 @@ import importlib
 import importlib.metadata
 import os
 import platform
-import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from neftune_plugins.framework import Framework
 from neftune_plugins.manager import ENTRY_POINT_GROUP, frameworks, noise_types
 from neftune_plugins.terminal import coloured, waiting
 
+_AUDIO = "torchaudio"
 _TORCHS_VARIABLE = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 
 
@@ -47,14 +48,41 @@ def doctor() -> list[Finding]:
         return findings  # nothing is registered then, frameworks neither
     known = list(frameworks().values())
     present = [framework for framework in known if installed.version(framework.distribution) is not None]
-    with waiting(f"importing {', '.join(framework.name for framework in present)}"), ThreadPoolExecutor() as pool:
-        for found in pool.map(lambda framework: list(_framework(framework)), present):
-            findings += found
+    untested = {framework.name: installed.untested(framework) for framework in present}
+    with waiting("importing " + ", ".join([*untested, "torchaudio"])), ThreadPoolExecutor() as pool:
+        audio = pool.submit(_torchaudio)
+        probed = dict(zip(untested, pool.map(_probe, untested), strict=True))
+        findings += audio.result()
+    repairs = [_reinstall(framework, untested[framework.name]) for framework in present if untested[framework.name]]
+    for framework in present:
+        for requirement in installed.tested(framework):
+            found = f"{installed.version(requirement.name)}, tested with {requirement.specifier}"
+            wrong = requirement in untested[framework.name]
+            findings.append(Finding(framework.name, requirement.name, found, "wrong" if wrong else "ok"))
+        findings += probed[framework.name]
     for framework in known:
         if framework not in present:
             install = f'pip install "{installed.extra(framework)}"'
             findings.append(Finding(framework.name, framework.distribution, "not installed", "info", install))
-    return findings
+    return [_with_remedy(finding, repairs) for finding in findings]
+
+
+def _reinstall(framework: Framework, untested: Sequence[Requirement]) -> str:
+    companions = sorted({name for requirement in untested for name in installed.pinned_to(requirement.name)})
+    return " ".join([f'pip install "{installed.extra(framework)}"', *companions])
+
+
+def _with_remedy(finding: Finding, repairs: Sequence[str]) -> Finding:
+    """A release that is not tested is the first suspect for all that does not work; it may break other packages too."""
+    if finding.state != "wrong" or finding.remedy:
+        return finding
+    if repairs:
+        return dataclasses.replace(finding, remedy=" && ".join(repairs))
+    if finding.what == _AUDIO:
+        remedy = f"install the torch that it was built for, or pip uninstall {_AUDIO}"
+    else:
+        remedy = f'pip install --force-reinstall "{installed.extra(frameworks()[finding.about])}"'
+    return dataclasses.replace(finding, remedy=remedy)
 
 
 def status(findings: list[Finding]) -> int:
@@ -113,30 +141,36 @@ def _environment() -> Iterator[Finding]:
         yield Finding("environment", "noise types", ", ".join(noise_types()))
 
 
-def _framework(framework: Framework) -> Iterator[Finding]:
-    wrong = [requirement for requirement in installed.tested(framework) if not _fits(requirement)]
-    companions = sorted({name for requirement in wrong for name in installed.pinned_to(requirement.name)})
-    reinstall = " ".join(["pip install", *([] if wrong else ["--force-reinstall"]), f'"{installed.extra(framework)}"'])
-    remedy = " ".join([reinstall, *companions])
-    for requirement in installed.tested(framework):
-        found = f"{installed.version(requirement.name)}, tested with {requirement.specifier}"
-        state: Literal["ok", "wrong"] = "wrong" if requirement in wrong else "ok"
-        yield Finding(framework.name, requirement.name, found, state, remedy if state == "wrong" else "")
+def _torchaudio() -> list[Finding]:
+    """It loads beside one torch only. Ludwig, LLaMA-Factory and transformers import it where it is installed."""
+    if installed.version(_AUDIO) is None:
+        return []
     try:
-        for found in worker.call("neftune_plugins.doctor:probe", framework.name):
-            yield Finding(**{"remedy": remedy, **found} if found["state"] == "wrong" else found)
+        problem = worker.call("neftune_plugins.doctor:import_problem", _AUDIO)
     except NEFTuneError as error:
-        yield Finding(framework.name, "import", str(error), "wrong", remedy)
+        problem = str(error)
+    found = f"{installed.version(_AUDIO)}{problem and f' does not load: {problem}'}"
+    return [Finding("environment", _AUDIO, found, "wrong" if problem else "ok")]
 
 
-def _fits(requirement: Requirement) -> bool:
-    found = installed.version(requirement.name)
-    return found is not None and requirement.specifier.contains(found, prereleases=True)
+def _probe(name: str) -> list[Finding]:
+    try:
+        return [Finding(**found) for found in worker.call("neftune_plugins.doctor:probe", name)]
+    except NEFTuneError as error:
+        return [Finding(name, "import", str(error), "wrong")]
+
+
+def import_problem(module: str) -> str:
+    """Why a module cannot be imported; empty if it can."""
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        return _line(error)
+    return ""
 
 
 def probe(name: str) -> list[dict[str, str]]:
-    """What only a process that imports the framework can tell: findings, as dicts, without a remedy where that is to
-    install something else."""
+    """What only a process that imports the framework can tell: findings, as dicts."""
     try:
         framework = worker.imported(name)
     except Exception as error:
@@ -165,10 +199,10 @@ def _exists(place: str) -> bool:
 
 
 def _line(error: Exception) -> str:
-    """The error, with the module that raised it, on one line."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    package = trace.tb_frame.f_globals.get("__name__", "").split(".")[0] if trace is not None else ""
-    origin = f"{package}: " if package in sys.modules and package not in ("importlib", "neftune_plugins") else ""
+    """The error on one line, with the package that raised it."""
+    origin = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        package = frame.f_globals.get("__name__", "").split(".")[0]
+        if package not in ("importlib", "neftune_plugins"):
+            origin = f"{package}: "
     return f"{origin}{type(error).__name__}: {' '.join(str(error).split())}"

@@ -42,6 +42,16 @@ def tested(framework: Framework) -> list[Requirement]:
     ]
 
 
+def untested(framework: Framework) -> list[Requirement]:
+    """Those of `tested` that are not met."""
+    return [requirement for requirement in tested(framework) if not _met(requirement)]
+
+
+def _met(requirement: Requirement) -> bool:
+    found = version(requirement.name)
+    return found is not None and requirement.specifier.contains(found, prereleases=True)
+
+
 def pinned_to(distribution: str) -> Iterator[str]:
     """The installed distributions that go with one release of this one alone, and have to be changed with it."""
     for other in importlib.metadata.distributions():

@@ -1,0 +1,40 @@
+"""`neftune doctor` and `neftune check` beside Ludwig."""
+
+from pathlib import Path
+
+from tests.support.commands import (
+    assert_examples_are_right,
+    assert_healthy,
+    assert_they_are_refused,
+    break_each,
+    checked,
+    line_of,
+)
+
+FOLDER = Path(__file__).parents[2] / "example_configs" / "ludwig"
+
+
+def test_the_doctor_finds_it_healthy():
+    assert_healthy("ludwig")
+
+
+def test_check_knows_the_right_and_the_wrong(tmp_path):
+    right = sorted(FOLDER.glob("*.yaml"))
+    good = (FOLDER / "full.yaml").read_text()
+    others = {
+        "wrong_place": (
+            good.replace("model_parameters:\n  neftune", "neftune"),
+            3,
+            "neftune_noise_alpha: 5 at the top level has no effect there; set it in model_parameters",
+        ),
+        "not_a_number": (
+            good.replace("  batch_size: 4", "  batch_size: lots", 1),
+            line_of(good, "batch_size"),
+            "batch_size",
+        ),
+    }
+    broken = break_each(good, tmp_path, ".yaml", others)
+    status, results = checked(*right, *broken)
+    assert status == 1
+    assert_examples_are_right(results[: len(right)], {"text_classification": False})
+    assert_they_are_refused(results[len(right) :], broken)
