@@ -174,14 +174,17 @@ def _message(error: BaseException) -> str:
 
 
 def _line(message: str, marks: Mapping[Place, int]) -> int | None:
-    """The line of the key that a message is about: ours, if there is one, and else that which it names first. Of
-    keys with one name, that whose place it names too."""
+    """The line of the key that a message is about: ours, if it names one, and else that whose whole place it names, or
+    which it names first. A name that may be a word of the message counts in quotes only."""
     found = []
     for place, line in marks.items():
-        named = re.search(rf"(?<!\w){re.escape(str(place[-1]))}(?!\w)", message)
-        if isinstance(place[-1], str) and named is not None:
-            above = ".".join(map(str, place[:-1]))
-            found.append((not looks_like_ours(place[-1]), named.start(), above not in message, line))
+        name, whole = re.escape(str(place[-1])), ".".join(map(str, place))
+        pattern = rf"(?<!\w){name}(?!\w)" if "_" in name else rf"['\"`]{name}['\"`]"
+        named = re.search(pattern, message)
+        at_start = message.startswith(f"{whole}:")
+        if isinstance(place[-1], str) and (named or at_start):
+            start = 0 if named is None else named.start()
+            found.append((not looks_like_ours(place[-1]), not at_start, start, line))
     return min(found)[-1] if found else None
 
 

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from ludwig.error import ConfigValidationError
 from ludwig.schema.llms import model_parameters
 from ludwig.schema.model_types.base import ModelConfig
 from ludwig.utils.data_utils import load_yaml
 from transformers import AutoConfig, LlamaConfig
 
 from neftune_ludwig.schema import KEYS, keys, stop_if_unpatched
-from neftune_plugins import CheckedModel, NoiseNotAppliedError
+from neftune_plugins import CheckedModel, NoiseConfigError, NoiseNotAppliedError
 
 
 def adapter() -> str:
@@ -26,7 +27,8 @@ def adapter() -> str:
 
 
 def check(file: Path) -> Sequence[CheckedModel]:
-    """A base model that is not on this machine is taken for one that Ludwig can load."""
+    """A base model that is not on this machine is taken for one that Ludwig can load. Raises NoiseConfigError for what
+    Ludwig refuses, with its place, which Ludwig's own error leaves out."""
     known = AutoConfig.from_pretrained
 
     def known_or_trusted(name: str, **options: Any) -> Any:
@@ -35,8 +37,14 @@ def check(file: Path) -> Sequence[CheckedModel]:
         except OSError:
             return LlamaConfig()
 
-    with patch.object(AutoConfig, "from_pretrained", known_or_trusted):
-        return list(_models(ModelConfig.from_dict(load_yaml(str(file)))))
+    try:
+        with patch.object(AutoConfig, "from_pretrained", known_or_trusted):
+            return list(_models(ModelConfig.from_dict(load_yaml(str(file)))))
+    except ConfigValidationError as error:
+        place = ".".join(map(str, getattr(error.__cause__, "absolute_path", ())))
+        if place:
+            raise NoiseConfigError(f"{place}: {error}") from None
+        raise
 
 
 def _models(config: Any) -> Iterator[CheckedModel]:

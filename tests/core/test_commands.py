@@ -1,16 +1,19 @@
 """`neftune doctor`, `check`, `frameworks` and `noise-types`, with a small framework that is healthy or broken."""
 
+import dataclasses
 import json
 import os
 import pty
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
+from neftune_plugins import NoiseConfig
+from neftune_plugins.config import key
 from tests.support.commands import ENVIRONMENT, neftune
 
 PLUGIN = """
@@ -161,98 +164,86 @@ noise:
   neftune_noise_type: gaussian
 """
 
+RIGHT = {
+    "gaussian": CONFIG,
+    "padded": CONFIG.replace("gaussian", "uniform") + "  neftune_noise_length: padded\n",
+    "quiet": "little_model: m\nnoise: {}\n",
+    "json": json.dumps({"little_model": "m", "noise": {"neftune_noise_alpha": 5}}),
+}
+# Each with the exit status, the line and the message.
+WRONG = {
+    "zero": (CONFIG.replace("alpha: 5", "alpha: 0"), 1, 5, "neftune_noise_alpha: 0 must be finite and above 0"),
+    "value": (CONFIG.replace("gaussian", "gausian"), 1, 6, "did you mean gaussian?"),
+    "key": (CONFIG.replace("type", "tipe"), 1, 6, "did you mean neftune_noise_type?"),
+    "theirs": (CONFIG.replace(": m", ": gone"), 1, 3, "little_model is gone"),
+    "no_yaml": (CONFIG.replace("alpha: 5", "alpha: [5"), 1, 6, "this is not YAML: expected ',' or ']'"),
+    "unknown": ("a: 1\n", 2, None, "it is of no framework ("),
+    "empty": ("", 2, None, "by its keys it is of no framework"),
+    "both": (CONFIG + "base_model: m\ndatasets: []\n", 2, None, "it is of more than one framework ("),
+}
 
-def check(folder: Path, text: str, environment: dict[str, str], *options: str) -> tuple[int, dict]:
-    path = folder / "config.yaml"
-    path.write_text(text)
-    result = neftune("check", "--json", *options, path, **environment)
+
+def check(folder: Path, texts: Mapping[str, str], environment: dict[str, str], *options: str) -> tuple[int, dict]:
+    """Exit status, and the results by the files' stems."""
+    for name, text in texts.items():
+        (folder / f"{name}.yaml").write_text(text)
+    files = [folder / f"{name}.yaml" for name in texts]
+    result = neftune("check", "--json", *options, *files, **environment)
     assert result.stdout, result.stderr
-    [checked] = json.loads(result.stdout)
-    assert checked["status"] == result.returncode
-    return result.returncode, checked
+    results = json.loads(result.stdout)
+    assert result.returncode == max(one["status"] for one in results)
+    return result.returncode, {Path(one["file"]).stem: one for one in results}
 
 
 def test_check_tells_keys_sources_and_noise(little, tmp_path):
-    status, checked = check(tmp_path, CONFIG, little(), "--lengths", "4,16")
+    status, results = check(tmp_path, RIGHT, little(), "--lengths", "4,16")
     assert status == 0
-    assert checked["framework"] == "little 1.5"
-    [model] = checked["models"]
+    assert results["gaussian"]["framework"] == "little 1.5"
+    [model] = results["gaussian"]["models"]
+    assert model["place"] == "noise"
     assert model["keys"]["neftune_noise_alpha"] == {"value": 5, "source": "line 5"}
     assert model["keys"]["neftune_noise_type"] == {"value": "gaussian", "source": "line 6"}
     assert model["keys"]["neftune_noise_seed"] == {"value": 7, "source": "the run's seed"}
-    native = 5 / (3 * 16) ** 0.5
+    assert set(model["keys"]) == {key(field) for field in dataclasses.fields(NoiseConfig)}
     assert [norm["noise"] for norm in model["lengths"]] == [5 / 4**0.5, 5 / 16**0.5]
-    assert [norm["native"] for norm in model["lengths"]] == pytest.approx([native, native])
+    native = [5 / (3 * 16) ** 0.5] * 2  # of the longest, for all
+    assert [norm["native"] for norm in model["lengths"]] == pytest.approx(native)
+    assert [norm["noise"] for norm in results["padded"]["models"][0]["lengths"]] == pytest.approx(native)
+    assert results["quiet"]["models"][0]["keys"] == {}
+    assert results["json"]["models"][0]["keys"]["neftune_noise_alpha"] == {"value": 5, "source": "line 1"}
 
 
-def test_check_with_the_padded_length(little, tmp_path):
-    text = CONFIG.replace("gaussian", "uniform") + "  neftune_noise_length: padded\n"
-    _, checked = check(tmp_path, text, little(), "--lengths", "4,16")
-    assert all(norm["noise"] == pytest.approx(norm["native"]) for norm in checked["models"][0]["lengths"])
-
-
-def test_check_without_the_key_finds_no_noise(little, tmp_path):
+def test_check_tells_what_is_wrong_and_in_which_line(little, tmp_path):
     environment = little()
-    status, checked = check(tmp_path, "little_model: m\nnoise: {}\n", environment)
-    assert (status, checked["models"][0]["keys"]) == (0, {})
-    shown = neftune("check", tmp_path / "config.yaml", **environment)
-    assert "m (noise): no noise, neftune_noise_alpha is not set" in shown.stdout
+    _, results = check(tmp_path, {name: text for name, (text, *_) in WRONG.items()}, environment)
+    for name, (_, *expected, message) in WRONG.items():
+        assert [results[name]["status"], results[name]["line"]] == expected, name
+        assert message in results[name]["problem"]
+    shown = neftune("check", tmp_path / "zero.yaml", tmp_path / "unknown.yaml", **environment)
+    assert (shown.returncode, shown.stderr) == (2, "")
+    assert shown.stdout.startswith(f"{tmp_path}/zero.yaml:5: neftune_noise_alpha: 0 must be")
+    assert f"\n\n{tmp_path}/unknown.yaml: by its keys" in shown.stdout
 
 
-def test_check_reads_json(little, tmp_path):
-    status, checked = check(tmp_path, json.dumps({"little_model": "m", "noise": {"neftune_noise_alpha": 5}}), little())
-    assert (status, checked["models"][0]["keys"]["neftune_noise_alpha"]["source"]) == (0, "line 1")
-
-
-@pytest.mark.parametrize(
-    ("text", "line", "message"),
-    [
-        (CONFIG.replace("alpha: 5", "alpha: 0"), 5, "neftune_noise_alpha: 0 must be finite and above 0"),
-        (CONFIG.replace("gaussian", "gausian"), 6, "did you mean gaussian?"),
-        (CONFIG.replace("type", "tipe"), 6, "did you mean neftune_noise_type?"),
-        (CONFIG.replace(": m", ": gone"), 3, "little_model is gone"),
-        (CONFIG.replace("alpha: 5", "alpha: [5"), 6, "this is not YAML: expected ',' or ']'"),
-    ],
-)
-def test_check_tells_the_line_of_what_is_wrong(little, tmp_path, text, line, message):
-    environment = little()
-    status, checked = check(tmp_path, text, environment)
-    assert (status, checked["line"]) == (1, line)
-    assert message in checked["problem"]
-    shown = neftune("check", tmp_path / "config.yaml", **environment).stdout
-    assert shown.startswith(f"{tmp_path / 'config.yaml'}:{line}: ")
-
-
-@pytest.mark.parametrize(
-    ("text", "options", "message"),
-    [
-        ("a: 1\n", [], "no framework (axolotl has base_model and datasets"),
-        (CONFIG + "base_model: m\ndatasets: []\n", [], "more than one framework (axolotl has base_model and datasets"),
-        ("a: 1\n", ["--framework", "litle"], "--framework litle: there is no such adapter; there are: axolotl"),
-        ("", [], "by its keys it is of no framework"),
-    ],
-)
-def test_check_says_when_it_cannot_tell_whose_a_file_is(little, tmp_path, text, options, message):
-    status, checked = check(tmp_path, text, little(), *options)
-    assert status == 2
-    assert message in checked["problem"]
-
-
-def test_check_with_a_framework_that_is_not_there_or_does_not_work(little, tmp_path):
+def test_check_with_a_framework_that_is_unknown_broken_or_not_there(little, tmp_path):
     environment = little("raise RuntimeError('broken')")
-    status, checked = check(tmp_path, CONFIG, environment)
+    one = {"config": CONFIG}
+    status, results = check(tmp_path, one, environment)
     assert status == 2
-    assert "RuntimeError: broken); `neftune doctor` says what to do" in checked["problem"]
+    assert "RuntimeError: broken); `neftune doctor` says what to do" in results["config"]["problem"]
+    status, results = check(tmp_path, one, environment, "--framework", "litle")
+    assert status == 2
+    assert "--framework litle: there is no such adapter; there are: " in results["config"]["problem"]
     shutil.rmtree(tmp_path / "site" / "little-1.5.dist-info")
-    status, checked = check(tmp_path, CONFIG, environment)
+    status, results = check(tmp_path, one, environment)
     assert status == 2
-    assert 'which is not installed: pip install "little-adapter[little]"' in checked["problem"]
+    assert 'which is not installed: pip install "little-adapter[little]"' in results["config"]["problem"]
 
 
 def test_check_with_the_package_switched_off(little, tmp_path):
-    status, checked = check(tmp_path, CONFIG, little() | {"NEFTUNE_PLUGINS": "0"})
+    status, results = check(tmp_path, {"config": CONFIG}, little() | {"NEFTUNE_PLUGINS": "0"})
     assert status == 1
-    assert "unset NEFTUNE_PLUGINS" in checked["problem"]
+    assert "unset NEFTUNE_PLUGINS" in results["config"]["problem"]
 
 
 def on_a_terminal(*arguments: str, **environment: str) -> str:

@@ -28,9 +28,9 @@ def test_check_knows_the_right_and_the_wrong(tmp_path):
             "neftune_noise_alpha: 5 at the top level has no effect there; set it in model_parameters",
         ),
         "not_a_number": (
-            good.replace("  batch_size: 4", "  batch_size: lots", 1),
-            line_of(good, "batch_size"),
-            "batch_size",
+            good.replace("epochs: 1", "epochs: many"),
+            line_of(good, "epochs"),
+            "'many' is not of type 'integer'",
         ),
     }
     broken = break_each(good, tmp_path, ".yaml", others)
