@@ -1,7 +1,8 @@
 """`neftune doctor` and `neftune check` beside Ludwig."""
 
-from pathlib import Path
+from importlib.metadata import version
 
+from neftune_plugins.check import Checked, report
 from tests.support.commands import (
     assert_examples_are_right,
     assert_healthy,
@@ -10,8 +11,9 @@ from tests.support.commands import (
     checked,
     line_of,
 )
+from tests.support.documentation import ROOT, snippets
 
-FOLDER = Path(__file__).parents[2] / "example_configs" / "ludwig"
+FOLDER = ROOT / "example_configs" / "ludwig"
 
 
 def test_the_doctor_finds_it_healthy():
@@ -38,3 +40,6 @@ def test_check_knows_the_right_and_the_wrong(tmp_path):
     assert status == 1
     assert_examples_are_right(results[: len(right)], {"text_classification": False})
     assert_they_are_refused(results[len(right) :], broken)
+    [shown] = [code for code in snippets(ROOT / "docs" / "commands.md", "text") if "right, for ludwig" in code]
+    found = report([Checked(**results[0])]).replace(f"{ROOT}/", "")
+    assert found.replace(version("ludwig"), "0.17.10") == shown.rstrip("\n")
