@@ -2,20 +2,24 @@
 
 import argparse
 import importlib.metadata
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from neftune_plugins import check, doctor, installed
 from neftune_plugins.errors import NEFTuneError
 from neftune_plugins.framework import DemoOptions, Framework
-from neftune_plugins.manager import frameworks
+from neftune_plugins.manager import frameworks, noise_types, providers
+from neftune_plugins.terminal import table
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; exits with 1 and a message on standard error where it cannot do what it was asked for."""
+    """Run the command. Exits with 1 and a message on standard error where it cannot do what it was asked for; with what
+    else, docs/commands.md says."""
     options = _parser().parse_args(arguments)
     try:
-        _demo(options)
+        sys.exit(options.run(options))
     except NEFTuneError as error:
         sys.exit(f"neftune: {error}")
 
@@ -38,11 +42,45 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--alpha", type=float, default=5.0, help="neftune_noise_alpha (default: 5)")
     demo.add_argument("--steps", type=int, help="training steps (default: one pass over the data)")
     demo.add_argument("--output", type=Path, default=Path("neftune-demo"), metavar="FOLDER", help="to work in")
+    demo.set_defaults(run=_demo)
+    doctor_ = commands.add_parser(
+        "doctor",
+        help="look at what is installed, and say what to do where it does not work",
+        description="Imports each framework that is installed, and looks at its version, its adapter and torch. Exits "
+        "with 0 where all that is installed works, 1 where something is wrong, 2 where no framework is installed.",
+    )
+    doctor_.set_defaults(run=_doctor)
+    check_ = commands.add_parser(
+        "check",
+        help="pass configuration files through their framework's own validation, without the model",
+        description="Says what noise a configuration asks for, or what is wrong with it and in which line. Exits with "
+        "0 where all files are right, 1 where one is wrong, 2 where one cannot be checked.",
+    )
+    check_.add_argument("files", type=Path, nargs="+", metavar="CONFIG", help="of Axolotl, Ludwig or LLaMA-Factory")
+    check_.add_argument("--framework", metavar="NAME", help="whose it is; by default recognised from its keys")
+    check_.add_argument(
+        "--lengths",
+        type=_lengths,
+        default=check.LENGTHS,
+        metavar="L,L,...",
+        help="of the examples whose noise is shown, in tokens (default: %(default)s)",
+    )
+    check_.set_defaults(run=_check)
+    for name, run, help in (
+        ("frameworks", _frameworks, "list the frameworks that have an adapter"),
+        ("noise-types", _noise_types, "list what neftune_noise_type may name"),
+    ):
+        listing = commands.add_parser(name, help=help, description=f"{help.capitalize()}, those of plugins included.")
+        listing.set_defaults(run=run)
+    for command in (doctor_, check_):
+        command.add_argument("--json", action="store_true", help="for programs")
     return parser
 
 
 def _demo(options: argparse.Namespace) -> None:
-    _framework(options.framework).demo(
+    demo = _framework(options.framework).demo
+    assert demo is not None
+    demo(
         DemoOptions(
             folder=options.output.absolute(),
             model=None if options.model is None else options.model.absolute(),
@@ -53,12 +91,49 @@ def _demo(options: argparse.Namespace) -> None:
     )
 
 
+def _doctor(options: argparse.Namespace) -> int:
+    findings = doctor.doctor()
+    print(json.dumps(doctor.as_json(findings), indent=2) if options.json else doctor.report(findings))
+    return doctor.status(findings)
+
+
+def _check(options: argparse.Namespace) -> int:
+    results = check.check(options.files, options.framework, options.lengths)
+    print(json.dumps(check.as_json(results), indent=2) if options.json else check.report(results))
+    return max(result.status for result in results)
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+    lengths = tuple(map(int, text.split(",")))
+    if min(lengths) < 1:
+        raise argparse.ArgumentTypeError("a length is 1 token or more")
+    return lengths
+
+
+def _frameworks(options: argparse.Namespace) -> None:
+    rows = [("name", "installed", "tested with", "from")]
+    for framework in frameworks().values():
+        ranges = [one for one in installed.tested(framework) if one.name == framework.distribution]
+        tested = ", ".join(str(one.specifier) for one in ranges) or "-"
+        found = installed.version(framework.distribution) or "-"
+        rows.append((framework.name, found, tested, installed.provider(framework)))
+    print(table(rows))
+
+
+def _noise_types(options: argparse.Namespace) -> None:
+    origins = providers("neftune_noise_types")
+    rows = [("name", "rms", "distribution", "from")]
+    for kind in noise_types().values():
+        rows.append((kind.name, f"{kind.rms:.4f}", kind.summary, origins.get(kind.name, installed.OURS)))
+    print(table(rows))
+
+
 def _framework(name: str | None) -> Framework:
-    known = frameworks()
+    known = {framework.name: framework for framework in frameworks().values() if framework.demo is not None}
     if name is not None and name not in known:
         raise NEFTuneError(f"--framework {name}: there is no such adapter; there are: {', '.join(known)}")
     for framework in known.values() if name is None else [known[name]]:
-        if _installed(framework):
+        if installed.version(framework.distribution) is not None:
             return framework
     wanted = ", ".join(known) if name is None else name
     example = next(iter(known)) if name is None else name
@@ -66,11 +141,3 @@ def _framework(name: str | None) -> Framework:
         f"no training framework is installed in this environment (looked for: {wanted}). Install one with its adapter: "
         f'pip install "neftune-plugins[{example},demo]"'
     )
-
-
-def _installed(framework: Framework) -> bool:
-    try:
-        importlib.metadata.version(framework.distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True

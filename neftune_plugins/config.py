@@ -135,6 +135,12 @@ def key(field: "dataclasses.Field[Any]") -> str:
     return str(field.metadata["key"])
 
 
+def keys_in(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of our keys that are set among a framework's."""
+    names = (key(field) for field in dataclasses.fields(NoiseConfig))
+    return {name: values[name] for name in names if values.get(name) is not None}
+
+
 def looks_like_ours(name: object) -> bool:
     """Whether a key is one of ours, or was meant to be, among keys that are all a framework's."""
     return str(name).lower().startswith("neftune") or is_like_ours(name)

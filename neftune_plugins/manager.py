@@ -51,6 +51,15 @@ def frameworks() -> dict[str, Framework]:
     return _by_name("framework", plugin_manager().hook.neftune_frameworks())
 
 
+def providers(hook: str) -> dict[str, str]:
+    """The distribution that each noise type or framework comes from, by its name; the built-in ones are not in it."""
+    return {
+        member.name: distribution.project_name
+        for plugin, distribution in plugin_manager().list_plugin_distinfo()
+        for member in getattr(plugin, hook, tuple)()
+    }
+
+
 class _Named(Protocol):
     @property
     def name(self) -> str: ...

@@ -1,8 +1,11 @@
 """Axolotl as the `neftune` command knows it; imports nothing of it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-from neftune_plugins import DemoOptions, Framework, hookimpl
+from neftune_transformers.framework import NATIVE
+
+from neftune_plugins import CheckedModel, DemoOptions, Framework, hookimpl
 
 
 def _demo(options: DemoOptions) -> None:
@@ -11,6 +14,29 @@ def _demo(options: DemoOptions) -> None:
     demo(options)
 
 
+def _adapter() -> str:
+    from neftune_axolotl.check import adapter
+
+    return adapter()
+
+
+def _check(file: Path) -> Sequence[CheckedModel]:
+    from neftune_axolotl.check import check
+
+    return check(file)
+
+
 @hookimpl
 def neftune_frameworks() -> Iterable[Framework]:
-    return [Framework("axolotl", distribution="axolotl", demo=_demo)]
+    return [
+        Framework(
+            "axolotl",
+            distribution="axolotl",
+            demo=_demo,
+            modules=("axolotl.cli.config", "axolotl.train", "neftune_axolotl.check"),
+            native=NATIVE,
+            adapter=_adapter,
+            signs=(frozenset({"base_model", "datasets"}), frozenset({"base_model", "pretraining_dataset"})),
+            check=_check,
+        )
+    ]

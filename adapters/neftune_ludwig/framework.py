@@ -1,8 +1,9 @@
 """Ludwig as the `neftune` command knows it; imports nothing of it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-from neftune_plugins import DemoOptions, Framework, hookimpl
+from neftune_plugins import CheckedModel, DemoOptions, Framework, hookimpl
 
 
 def _demo(options: DemoOptions) -> None:
@@ -11,6 +12,29 @@ def _demo(options: DemoOptions) -> None:
     demo(options)
 
 
+def _adapter() -> str:
+    from neftune_ludwig.check import adapter
+
+    return adapter()
+
+
+def _check(file: Path) -> Sequence[CheckedModel]:
+    from neftune_ludwig.check import check
+
+    return check(file)
+
+
 @hookimpl
 def neftune_frameworks() -> Iterable[Framework]:
-    return [Framework("ludwig", distribution="ludwig", demo=_demo)]
+    return [
+        Framework(
+            "ludwig",
+            distribution="ludwig",
+            demo=_demo,
+            modules=("ludwig.models.llm", "ludwig.trainers.trainer", "neftune_ludwig.check"),
+            native=("ludwig.modules.training_hooks:NEFTuneHook",),
+            adapter=_adapter,
+            signs=(frozenset({"input_features", "output_features"}),),
+            check=_check,
+        )
+    ]

@@ -53,14 +53,15 @@ def test_it_holds_all_packages_their_data_and_nothing_else(wheel):
 
 def test_the_base_install_is_light_and_imports_no_framework(python, wheel):
     script = (
-        "import sys, neftune_plugins, neftune_axolotl, neftune_llamafactory, neftune_ludwig;"
+        "import sys, neftune_plugins, neftune_axolotl, neftune_llamafactory, neftune_ludwig, neftune_transformers;"
         "from neftune_plugins.manager import frameworks, noise_types;"
-        "assert sorted(frameworks()) == ['axolotl', 'llamafactory', 'ludwig'] and len(noise_types()) == 3;"
+        "assert sorted(frameworks()) == ['axolotl', 'llamafactory', 'ludwig', 'transformers'];"
+        "assert len(noise_types()) == 3;"
         "assert not {'transformers', 'axolotl', 'ludwig', 'llamafactory', 'trl', 'pydantic'} & set(sys.modules);"
         "import importlib.metadata as m; print(*sorted(m.requires('neftune-plugins')), sep='\\n')"
     )
     requirements = run(python, "-c", script, cwd=wheel.parent).splitlines()
-    assert [line.split(">=")[0] for line in requirements if "extra ==" not in line] == ["pluggy", "torch"]
+    assert [line.split(">=")[0] for line in requirements if "extra ==" not in line] == ["packaging", "pluggy", "torch"]
 
 
 def test_its_entry_points_and_its_command_are_there(python, wheel):
@@ -70,12 +71,21 @@ def test_its_entry_points_and_its_command_are_there(python, wheel):
     )
     shown = run(python, "-c", script, cwd=wheel.parent)
     assert ast.literal_eval(shown) == [
-        ["neftune_axolotl.framework", "neftune_llamafactory.framework", "neftune_ludwig.framework"],
+        [f"{adapter}.framework" for adapter in ADAPTERS],
         ["neftune_axolotl:NEFTunePlugin"],
         ["neftune_llamafactory.autoload:register", "neftune_ludwig.autoload:register"],
     ]
     assert run(str(Path(python).with_name("neftune")), "--version", cwd=wheel.parent).strip() in wheel.name
     assert "demo" in run(python, "-m", "neftune_plugins", "--help", cwd=wheel.parent)
+
+
+def test_the_doctor_says_what_to_install(python, wheel):
+    command = [str(Path(python).with_name("neftune")), "doctor"]
+    result = subprocess.run(command, cwd=wheel.parent, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    *_, conclusion = result.stdout.splitlines()
+    assert conclusion.startswith("No training framework is installed.")
+    assert 'pip install "neftune-plugins[axolotl]"' in conclusion
 
 
 def test_importing_torch_imports_no_more_of_it_than_the_autoload(python, wheel):

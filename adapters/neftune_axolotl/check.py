@@ -1,0 +1,61 @@
+"""Axolotl's own validation of a configuration, and whether the plugin is in it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from axolotl.cli.config import prepare_plugins
+from axolotl.integrations import base
+from axolotl.utils.config import validate_config
+from axolotl.utils.dict import DictDefault
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from neftune_axolotl.plugin import NEFTunePlugin
+from neftune_plugins import CheckedModel, NoiseConfig, NoiseConfigError, NoiseNotAppliedError, enabled
+from neftune_plugins.config import keys_in
+
+_OURS = "neftune_axolotl.NEFTunePlugin"
+
+
+def adapter() -> str:
+    """How Axolotl finds the plugin. Raises NoiseNotAppliedError where it looks for plugins and does not find it."""
+    find = getattr(base, "get_builtin_plugins", None)
+    if find is None:
+        return f"where the configuration has `plugins: [{_OURS}]`: this release finds no plugins by itself"
+    if _OURS not in find():
+        raise NoiseNotAppliedError(f"Axolotl does not find the entry point of {_OURS}")
+    return "found by its entry point"
+
+
+def check(file: Path) -> Sequence[CheckedModel]:
+    """Without the capabilities of a GPU, which may be another machine's. Raises NoiseConfigError for what Axolotl
+    refuses, and NoiseNotAppliedError where our keys are set and the plugin is not in."""
+    base.PluginManager.get_instance().plugins.clear()
+    config = DictDefault(yaml.safe_load(file.read_text(encoding="utf-8")))
+    prepare_plugins(config)
+    found = any(isinstance(one, NEFTunePlugin) for one in base.PluginManager.get_instance().plugins.values())
+    if enabled() and not found and NoiseConfig.from_keys(config) is not None:
+        raise NoiseNotAppliedError(
+            "neftune_noise_alpha would be that of Axolotl's own hook: this release finds no plugins by itself; add "
+            f"plugins: [{_OURS}]"
+        )
+    try:
+        validated = validate_config(config)
+    except ValidationError as error:
+        raise NoiseConfigError("; ".join(map(_problem, error.errors()))) from None
+    return [
+        CheckedModel(
+            place=(),
+            keys=keys_in(validated),
+            model=validated["base_model"],
+            native=not validated.get("rl"),  # its builder of RL trainers leaves the key out
+            seed=validated.get("seed"),
+        )
+    ]
+
+
+def _problem(detail: ErrorDetails) -> str:
+    place = ".".join(map(str, detail["loc"]))
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message

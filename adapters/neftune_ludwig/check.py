@@ -1,0 +1,59 @@
+"""Ludwig's own validation of a configuration, and whether its modules are patched."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from ludwig.error import ConfigValidationError
+from ludwig.schema.llms import model_parameters
+from ludwig.schema.model_types.base import ModelConfig
+from ludwig.utils.data_utils import load_yaml
+from transformers import AutoConfig, LlamaConfig
+
+from neftune_ludwig.schema import KEYS, keys, stop_if_unpatched
+from neftune_plugins import CheckedModel, NoiseConfigError, NoiseNotAppliedError
+
+
+def adapter() -> str:
+    """How Ludwig's modules are patched. Raises NoiseNotAppliedError where they are not."""
+    stop_if_unpatched()
+    if not set(KEYS.values()) <= set(model_parameters.ModelParametersConfig.model_fields):
+        raise NoiseNotAppliedError(
+            "Ludwig's modules are not patched: PyTorch has not called the entry points of "
+            "`torch.backends`; unset TORCH_DEVICE_BACKEND_AUTOLOAD"
+        )
+    return "by PyTorch's autoload"
+
+
+def check(file: Path) -> Sequence[CheckedModel]:
+    """A base model that is not on this machine is taken for one that Ludwig can load. Raises NoiseConfigError for what
+    Ludwig refuses, with its place, which Ludwig's own error leaves out."""
+    known = AutoConfig.from_pretrained
+
+    def known_or_trusted(name: str, **options: Any) -> Any:
+        try:
+            return known(name, **options)
+        except OSError:
+            return LlamaConfig()
+
+    try:
+        with patch.object(AutoConfig, "from_pretrained", known_or_trusted):
+            return list(_models(ModelConfig.from_dict(load_yaml(str(file)))))
+    except ConfigValidationError as error:
+        place = ".".join(map(str, getattr(error.__cause__, "absolute_path", ())))
+        if place:
+            raise NoiseConfigError(f"{place}: {error}") from None
+        raise
+
+
+def _models(config: Any) -> Iterator[CheckedModel]:
+    place = "model_parameters"
+    if config.model_type == "llm":
+        yield CheckedModel((place,), keys(config.model_parameters), config.base_model, native=True)
+        return
+    for number, feature in enumerate(config.input_features):
+        encoder = feature.encoder
+        if encoder.type == "llm" and not feature.tied:  # a tied feature has the encoder of another
+            owner = ("input_features", number, "encoder", place)
+            yield CheckedModel(owner, keys(encoder.model_parameters), encoder.base_model, native=False)

@@ -1,0 +1,281 @@
+"""`neftune doctor`, `check`, `frameworks` and `noise-types`, with a small framework that is healthy or broken."""
+
+import dataclasses
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from neftune_plugins import NoiseConfig
+from neftune_plugins.config import key
+from tests.support.commands import ENVIRONMENT, neftune
+from tests.support.documentation import ROOT, snippets
+
+PLUGIN = """
+from pathlib import Path
+from neftune_plugins import CheckedModel, Framework, NEFTuneError, NoiseConfig, hookimpl
+
+def adapter():
+    import little
+    if not getattr(little, "patched", True):
+        raise NEFTuneError("little is not patched")
+    return "by hand"
+
+def check(file):
+    import yaml
+    config = yaml.safe_load(file.read_text())
+    print("little says hello")
+    ours = {name: value for name, value in config["noise"].items()}
+    NoiseConfig.from_keys(ours)
+    if config["little_model"] == "gone":
+        raise ValueError("little_model is gone")
+    return [CheckedModel(("noise",), ours, config["little_model"], native=True, seed=config.get("seed"))]
+
+@hookimpl
+def neftune_frameworks():
+    return [Framework("little", distribution="little", modules=("little",), native=("little:hook",), adapter=adapter,
+                      signs=(frozenset({"little_model", "noise"}),), check=check)]
+"""
+
+
+def distribution(site: Path, name: str, version: str, requires: tuple[str, ...] = (), points: str = "") -> None:
+    """Install a distribution without modules in a folder."""
+    folder = site / f"{name.replace('-', '_')}-{version}.dist-info"
+    folder.mkdir(parents=True)
+    extras = "".join(f"Requires-Dist: {requirement}\n" for requirement in requires)
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.3\nName: {name}\nVersion: {version}\n{extras}")
+    (folder / "entry_points.txt").write_text(points)
+
+
+@pytest.fixture
+def little(tmp_path: Path) -> Callable[..., dict[str, str]]:
+    """Installs the framework, and gives the environment variables with which it is found."""
+
+    def install(module: str = "hook = None", version: str = "1.5", plugin: str = PLUGIN) -> dict[str, str]:
+        site = tmp_path / "site"
+        point = "[neftune_plugins]\nlittle = little_adapter\n"
+        requirements = ('little>=1,<2; extra == "little"', 'other; extra == "more"')
+        distribution(site, "little-adapter", "3.0", requirements, point)
+        distribution(site, "little", version)
+        (site / "little_adapter.py").write_text(plugin)
+        (site / "little.py").write_text(module)
+        paths = [str(site), *filter(None, [os.environ.get("PYTHONPATH")])]
+        return {"PYTHONPATH": os.pathsep.join(paths)}
+
+    return install
+
+
+def findings(environment: dict[str, str], about: str = "little") -> tuple[int, dict[str, dict]]:
+    """Exit status of the doctor, and what it found about one thing."""
+    result = neftune("doctor", "--json", **environment)
+    report = json.loads(result.stdout)
+    assert report["status"] == result.returncode
+    return result.returncode, {one["what"]: one for one in report["findings"] if one["about"] == about}
+
+
+def test_the_doctor_on_a_healthy_framework(little):
+    status, found = findings(little())
+    assert status == 0
+    assert {name: (one["state"], one["found"]) for name, one in found.items()} == {
+        "little": ("ok", "1.5, tested with <2,>=1"),
+        "import": ("ok", "little"),
+        "adapter": ("ok", "by hand"),
+        "native hook": ("info", "little:hook, left out where the adapter adds its noise"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("module", "problem"),
+    [
+        ("raise RuntimeError('compiled for\\nanother torch')", "little: RuntimeError: compiled for another torch"),
+        ("import absent_module", "little: ModuleNotFoundError: No module named 'absent_module'"),
+        ("import os, sys; print('last words'); sys.stdout.flush(); os._exit(9)", "ended with status 9: last words"),
+    ],
+    ids=["raises", "lacks a module", "crashes"],
+)
+def test_the_doctor_on_a_framework_that_does_not_import(little, module, problem):
+    status, found = findings(little(module))
+    assert status == 1
+    assert (found["import"]["state"], problem in found["import"]["found"]) == ("wrong", True)
+    assert found["import"]["remedy"] == 'pip install --force-reinstall "little-adapter[little]"'
+
+
+def test_the_doctor_on_a_release_that_is_not_tested(little, tmp_path):
+    """What goes with that release alone has to be changed too."""
+    environment = little("raise RuntimeError('too new')", version="2.0")
+    distribution(tmp_path / "site", "little-audio", "2.0", ("little==2.0",))
+    status, found = findings(environment)
+    assert status == 1
+    assert found["little"]["found"] == "2.0, tested with <2,>=1"
+    remedy = 'pip install "little-adapter[little]" little-audio'
+    assert found["little"]["remedy"] == found["import"]["remedy"] == remedy
+
+
+def test_the_doctor_on_an_adapter_that_is_not_active(little):
+    status, found = findings(little("patched = False"))
+    assert status == 1
+    assert "little is not patched" in found["adapter"]["found"]
+    assert found["native hook"]["found"] == "this release has none"
+
+
+@pytest.mark.parametrize("variable", ["NEFTUNE_PLUGINS", "TORCH_DEVICE_BACKEND_AUTOLOAD"])
+def test_the_doctor_tells_what_is_switched_off(little, variable):
+    environment = little() | {variable: "0"}
+    status, found = findings(environment, "environment")
+    assert status == 1
+    assert (found["autoload"]["found"], found["autoload"]["remedy"]) == (f"off: {variable}=0", f"unset {variable}")
+    if variable == "NEFTUNE_PLUGINS":
+        assert findings(environment)[1]["adapter"]["remedy"] == "unset NEFTUNE_PLUGINS"
+
+
+def test_the_doctor_on_a_plugin_that_does_not_load(little):
+    status, found = findings(little(plugin="import absent_module"), "environment")
+    assert status == 1
+    assert "little of little-adapter does not load" in found["plugin"]["found"]
+    assert "No module named 'absent_module'" in found["plugin"]["found"]
+    assert found["plugin"]["remedy"] == "update it, or pip uninstall little-adapter"
+
+
+def test_the_listings_have_those_of_plugins(little):
+    environment = little()
+    rows = [line.split() for line in neftune("frameworks", **environment).stdout.splitlines()]
+    assert ["little", "1.5", "<2,>=1", "little-adapter"] in rows
+    assert {row[0] for row in rows} >= {"axolotl", "ludwig", "llamafactory", "transformers"}
+    shown = neftune("noise-types").stdout
+    rows = [line.split() for line in shown.splitlines()]
+    [page] = [code for code in snippets(ROOT / "docs" / "commands.md", "text") if code.startswith("name ")]
+    assert shown.startswith(page)  # users do not have the tests' example plugin
+    assert {row[0]: (row[1], row[-1]) for row in rows[1:]} == {
+        "uniform": ("0.5774", "neftune-plugins"),
+        "gaussian": ("1.0000", "neftune-plugins"),
+        "bernoulli": ("1.0000", "neftune-plugins"),
+        "triangular": ("0.4082", "neftune-triangular"),
+    }
+
+
+CONFIG = """\
+# a comment
+seed: 7
+little_model: m
+noise:
+  neftune_noise_alpha: 5
+  neftune_noise_type: gaussian
+"""
+
+RIGHT = {
+    "gaussian": CONFIG,
+    "padded": CONFIG.replace("gaussian", "uniform") + "  neftune_noise_length: padded\n",
+    "quiet": "little_model: m\nnoise: {}\n",
+    "json": json.dumps({"little_model": "m", "noise": {"neftune_noise_alpha": 5}}),
+}
+# Each with the exit status, the line and the message.
+WRONG = {
+    "zero": (CONFIG.replace("alpha: 5", "alpha: 0"), 1, 5, "neftune_noise_alpha: 0 must be finite and above 0"),
+    "value": (CONFIG.replace("gaussian", "gausian"), 1, 6, "did you mean gaussian?"),
+    "key": (CONFIG.replace("type", "tipe"), 1, 6, "did you mean neftune_noise_type?"),
+    "theirs": (CONFIG.replace(": m", ": gone"), 1, 3, "little_model is gone"),
+    "no_yaml": (CONFIG.replace("alpha: 5", "alpha: [5"), 1, 6, "this is not YAML: expected ',' or ']'"),
+    "unknown": ("a: 1\n", 2, None, "it is of no framework ("),
+    "empty": ("", 2, None, "by its keys it is of no framework"),
+    "both": (CONFIG + "base_model: m\ndatasets: []\n", 2, None, "it is of more than one framework ("),
+}
+
+
+def check(folder: Path, texts: Mapping[str, str], environment: dict[str, str], *options: str) -> tuple[int, dict]:
+    """Exit status, and the results by the files' stems."""
+    for name, text in texts.items():
+        (folder / f"{name}.yaml").write_text(text)
+    files = [folder / f"{name}.yaml" for name in texts]
+    result = neftune("check", "--json", *options, *files, **environment)
+    assert result.stdout, result.stderr
+    results = json.loads(result.stdout)
+    assert result.returncode == max(one["status"] for one in results)
+    return result.returncode, {Path(one["file"]).stem: one for one in results}
+
+
+def test_check_tells_keys_sources_and_noise(little, tmp_path):
+    status, results = check(tmp_path, RIGHT, little(), "--lengths", "4,16")
+    assert status == 0
+    assert results["gaussian"]["framework"] == "little 1.5"
+    [model] = results["gaussian"]["models"]
+    assert model["place"] == "noise"
+    assert model["keys"]["neftune_noise_alpha"] == {"value": 5, "source": "line 5"}
+    assert model["keys"]["neftune_noise_type"] == {"value": "gaussian", "source": "line 6"}
+    assert model["keys"]["neftune_noise_seed"] == {"value": 7, "source": "the run's seed"}
+    assert set(model["keys"]) == {key(field) for field in dataclasses.fields(NoiseConfig)}
+    assert [norm["noise"] for norm in model["lengths"]] == [5 / 4**0.5, 5 / 16**0.5]
+    native = [5 / (3 * 16) ** 0.5] * 2  # of the longest, for all
+    assert [norm["native"] for norm in model["lengths"]] == pytest.approx(native)
+    assert [norm["noise"] for norm in results["padded"]["models"][0]["lengths"]] == pytest.approx(native)
+    assert results["quiet"]["models"][0]["keys"] == {}
+    assert results["json"]["models"][0]["keys"]["neftune_noise_alpha"] == {"value": 5, "source": "line 1"}
+
+
+def test_check_tells_what_is_wrong_and_in_which_line(little, tmp_path):
+    environment = little()
+    _, results = check(tmp_path, {name: text for name, (text, *_) in WRONG.items()}, environment)
+    for name, (_, *expected, message) in WRONG.items():
+        assert [results[name]["status"], results[name]["line"]] == expected, name
+        assert message in results[name]["problem"]
+    shown = neftune("check", tmp_path / "zero.yaml", tmp_path / "unknown.yaml", **environment)
+    assert shown.returncode == 2
+    assert shown.stdout.startswith(f"{tmp_path}/zero.yaml:5: neftune_noise_alpha: 0 must be")
+    assert f"\n\n{tmp_path}/unknown.yaml: by its keys" in shown.stdout
+
+
+def test_check_with_a_framework_that_is_unknown_broken_or_not_there(little, tmp_path):
+    environment = little("raise RuntimeError('broken')")
+    one = {"config": CONFIG}
+    status, results = check(tmp_path, one, environment)
+    assert status == 2
+    assert "RuntimeError: broken); `neftune doctor` says what to do" in results["config"]["problem"]
+    status, results = check(tmp_path, one, environment, "--framework", "litle")
+    assert status == 2
+    assert "--framework litle: there is no such adapter; there are: " in results["config"]["problem"]
+    shutil.rmtree(tmp_path / "site" / "little-1.5.dist-info")
+    status, results = check(tmp_path, one, environment)
+    assert status == 2
+    assert 'which is not installed: pip install "little-adapter[little]"' in results["config"]["problem"]
+
+
+def test_check_with_the_package_switched_off(little, tmp_path):
+    status, results = check(tmp_path, {"config": CONFIG}, little() | {"NEFTUNE_PLUGINS": "0"})
+    assert status == 1
+    assert "unset NEFTUNE_PLUGINS" in results["config"]["problem"]
+
+
+def on_a_terminal(*arguments: str, **environment: str) -> str:
+    """What the command shows where both of its outputs are a terminal."""
+    screen, terminal = pty.openpty()
+    command = [str(Path(sys.executable).with_name("neftune")), *arguments]
+    process = subprocess.Popen(
+        command, stdout=terminal, stderr=terminal, env={**os.environ, **ENVIRONMENT, **environment}
+    )
+    os.close(terminal)
+    shown = b""
+    try:
+        while part := os.read(screen, 4096):
+            shown += part
+    except OSError:  # Linux: the other end is closed
+        pass
+    process.wait()
+    os.close(screen)
+    return shown.decode()
+
+
+def test_a_terminal_has_colour_and_progress_and_a_pipe_has_neither(little):
+    environment = little("import time; time.sleep(1.5); hook = None")
+    shown = on_a_terminal("doctor", **environment)
+    assert "\033[32mok   \033[0m  little " in shown
+    assert "importing" in shown and " ... 1 s" in shown
+    assert "\r\033[K" in shown
+    assert "\033[32m" not in on_a_terminal("doctor", **environment, NO_COLOR="1")
+    piped = neftune("doctor", **environment)
+    assert "  ok     little " in piped.stdout
+    assert "\033" not in piped.stdout + piped.stderr and "\r" not in piped.stdout + piped.stderr

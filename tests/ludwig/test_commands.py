@@ -1,0 +1,45 @@
+"""`neftune doctor` and `neftune check` beside Ludwig."""
+
+from importlib.metadata import version
+
+from neftune_plugins.check import Checked, report
+from tests.support.commands import (
+    assert_examples_are_right,
+    assert_healthy,
+    assert_they_are_refused,
+    break_each,
+    checked,
+    line_of,
+)
+from tests.support.documentation import ROOT, snippets
+
+FOLDER = ROOT / "example_configs" / "ludwig"
+
+
+def test_the_doctor_finds_it_healthy():
+    assert_healthy("ludwig")
+
+
+def test_check_knows_the_right_and_the_wrong(tmp_path):
+    right = sorted(FOLDER.glob("*.yaml"))
+    good = (FOLDER / "full.yaml").read_text()
+    others = {
+        "wrong_place": (
+            good.replace("model_parameters:\n  neftune", "neftune"),
+            3,
+            "neftune_noise_alpha: 5 at the top level has no effect there; set it in model_parameters",
+        ),
+        "not_a_number": (
+            good.replace("epochs: 1", "epochs: many"),
+            line_of(good, "epochs"),
+            "'many' is not of type 'integer'",
+        ),
+    }
+    broken = break_each(good, tmp_path, ".yaml", others)
+    status, results = checked(*right, *broken)
+    assert status == 1
+    assert_examples_are_right(results[: len(right)], {"text_classification": False})
+    assert_they_are_refused(results[len(right) :], broken)
+    [shown] = [code for code in snippets(ROOT / "docs" / "commands.md", "text") if "right, for ludwig" in code]
+    found = report([Checked(**results[0])]).replace(f"{ROOT}/", "")
+    assert found.replace(version("ludwig"), "0.17.10") == shown.rstrip("\n")
