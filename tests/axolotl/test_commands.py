@@ -11,6 +11,8 @@ from tests.support.commands import (
     checked,
     line_of,
 )
+from tests.support.documentation import ROOT
+from tests.support.shell import arguments_of
 
 FOLDER = Path(__file__).parents[2] / "example_configs" / "axolotl"
 
@@ -41,3 +43,12 @@ def test_check_knows_the_right_and_the_wrong(tmp_path):
     assert_they_are_refused(results[len(right) : -1], broken)
     assert results[-1]["status"] == int(NEEDS_PLUGINS_KEY)
     assert (f"add plugins: [{OUR_PLUGIN}]" in results[-1]["problem"]) == NEEDS_PLUGINS_KEY
+
+
+def test_axolotls_parser_takes_the_command_lines_that_the_pages_show(monkeypatch):
+    from axolotl.cli.main import cli
+
+    monkeypatch.chdir(ROOT)
+    for command, *arguments in arguments_of("axolotl"):
+        with cli.commands[command].make_context(command, arguments) as context:
+            assert context.params["config"].startswith("example_configs/")

@@ -15,7 +15,7 @@ import pytest
 from neftune_plugins import NoiseConfig
 from neftune_plugins.config import key
 from tests.support.commands import ENVIRONMENT, neftune
-from tests.support.documentation import ROOT, snippets
+from tests.support.documentation import shown
 
 PLUGIN = """
 from pathlib import Path
@@ -147,10 +147,9 @@ def test_the_listings_have_those_of_plugins(little):
     rows = [line.split() for line in neftune("frameworks", **environment).stdout.splitlines()]
     assert ["little", "1.5", "<2,>=1", "little-adapter"] in rows
     assert {row[0] for row in rows} >= {"axolotl", "ludwig", "llamafactory", "transformers"}
-    shown = neftune("noise-types").stdout
-    rows = [line.split() for line in shown.splitlines()]
-    [page] = [code for code in snippets(ROOT / "docs" / "commands.md", "text") if code.startswith("name ")]
-    assert shown.startswith(page)  # users do not have the tests' example plugin
+    listing = neftune("noise-types").stdout
+    rows = [line.split() for line in listing.splitlines()]
+    assert listing.startswith(shown("docs/commands.md", "text", 3))  # users do not have the tests' example plugin
     assert {row[0]: (row[1], row[-1]) for row in rows[1:]} == {
         "uniform": ("0.5774", "neftune-plugins"),
         "gaussian": ("1.0000", "neftune-plugins"),

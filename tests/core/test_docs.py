@@ -1,6 +1,5 @@
 """What the documentation shows is so."""
 
-import json
 import re
 import shutil
 import subprocess
@@ -8,15 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-import yaml
 
-from neftune_plugins import NoiseConfig
-from neftune_plugins.layout import read_layout
-from neftune_plugins.manager import noise_types
-from neftune_plugins.noise import noise, stream_key, token_keys, token_scales
-from tests.support.documentation import GENERATED, PAGES, ROOT, SNIPPET, anchors, regenerated, snippets
-from tests.support.models import ToyModel, examples, padded
+from tests.support.documentation import GENERATED, PAGES, ROOT, SNIPPET, anchors, regenerated, shown
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -35,68 +27,8 @@ def test_generated_parts_are_up_to_date(page):
     assert page.read_text() == regenerated(page), "run python -m tests.support.documentation"
 
 
-def vectors() -> list[dict]:
-    return json.loads(snippets(ROOT / "docs" / "noise.md", "json")[0])
-
-
-@pytest.mark.parametrize("vector", vectors(), ids=lambda vector: vector["type"])
-def test_the_test_vectors(vector):
-    ids = torch.tensor([vector["ids"]])
-    layout = read_layout({"input_ids": ids})
-    keys = token_keys(ids, layout, stream_key(vector["seed"], vector["stream"]), torch.tensor(vector["step"]))
-    scales = token_scales(layout, vector["d"], vector["alpha"])
-    got = noise(keys[0], scales[0], vector["d"], noise_types()[vector["type"]])[:, [0, 1, -1]]
-    want = torch.tensor(vector["noise"])
-    if vector["type"] == "gaussian":
-        torch.testing.assert_close(got, want, rtol=2**-23, atol=0)
-    else:
-        assert torch.equal(got, want)
-
-
-class Model(ToyModel):
-    """With a loss, as the snippets have it."""
-
-    def forward(self, input_ids=None, attention_mask=None, **kwargs):
-        logits = super().forward(input_ids=input_ids, attention_mask=attention_mask)
-        return type("Output", (), {"loss": logits.logsumexp(-1).mean()})()
-
-
-@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "core.md"], ids=lambda page: page.name)
-def test_loops_of_ones_own(page):
-    found = [code for code in snippets(page, "python") if "install(" in code]
-    assert found
-    ids, mask = padded(examples([5, 9]))
-    for code in found:
-        model = Model().train()
-        noised: list[torch.Tensor] = []
-        model.embed_tokens.register_forward_hook(lambda m, a, out, noised=noised: noised.append(out))
-        optimizer = torch.optim.SGD(model.parameters(), 0.0)
-        exec(
-            code, {"model": model, "batches": [{"input_ids": ids, "attention_mask": mask}] * 3, "optimizer": optimizer}
-        )
-        assert len(noised) == 3
-        assert not model._forward_pre_hooks
-
-
-def test_the_plugin_page_shows_the_example_package():
-    package = ROOT / "tests" / "example_plugin"
-    page = ROOT / "docs" / "plugins.md"
-    shown = snippets(page, "python")[0]
-    source = (package / "neftune_triangular" / "__init__.py").read_text()
-    assert source.endswith(shown)
-    assert snippets(page, "toml")[0] in (package / "pyproject.toml").read_text()
-
-
-def test_yaml_snippets_ask_for_noise():
-    found = [yaml.safe_load(code) for page in PAGES for code in snippets(page, "yaml")]
-    configs = [NoiseConfig.from_keys(keys) for keys in found if "neftune_noise_alpha" in keys]
-    assert configs
-    assert all(config == NoiseConfig(alpha=5) for config in configs)
-    assert {"plugins": ["neftune_axolotl.NEFTunePlugin"]} in found
-
-
 def test_the_readmes_commands_are_those_of_tox_and_ci():
-    demo, test = (code.strip() for code in snippets(ROOT / "README.md", "bash")[:2])
+    demo, test = (shown("README.md", "bash", number).strip() for number in (0, 1))
     assert demo == f"{test.removesuffix('-parallel')} -e demo"
     pattern = re.search(r"sed -n 's\|(.+?)\|\\1\|p' README.md", (ROOT / ".ci" / "run").read_text())
     assert pattern

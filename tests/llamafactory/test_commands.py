@@ -11,6 +11,7 @@ from tests.support.commands import (
     checked,
     line_of,
 )
+from tests.support.shell import arguments_of
 
 FOLDER = Path(__file__).parents[2] / "example_configs" / "llamafactory"
 NEEDS_095 = ("neat_packing", "v1")
@@ -36,3 +37,9 @@ def test_check_knows_the_right_and_the_wrong(tmp_path):
     assert status == 1
     assert_examples_are_right(results[: len(right)], {"v1": False})
     assert_they_are_refused(results[len(right) :], broken)
+
+
+def test_the_command_lines_that_the_pages_show_are_those_that_train_the_examples():
+    """`test_examples_train_with_noise` runs `llamafactory-cli train FILE`."""
+    for command, *files in arguments_of("llamafactory-cli"):
+        assert (command, len(files)) == ("train", 1)

@@ -31,7 +31,7 @@ from tests.llamafactory.runs import ENVIRONMENT, SITE, clean_process, llamafacto
 from tests.support import specification
 from tests.support.bad_values import BAD_KEYS
 from tests.support.demo import check_demo
-from tests.support.documentation import snippets
+from tests.support.documentation import shown
 from tests.support.logs import LineHandler
 from tests.support.probe import per_example, ratio
 from tests.support.recorder import Run, read_run
@@ -552,7 +552,7 @@ def test_our_callback_and_another_key_are_an_error(driver, mode, tmp_path):
 
 
 def test_the_page_in_python(driver, tmp_path):
-    lines, code = LineHandler(), snippets(ROOT / "docs" / "llamafactory.md", "python")[0]
+    lines, code = LineHandler(), shown("docs/llamafactory.md", "python")
     with clean_process(lines):
         exec(code, {"args": base_config(driver.model, "sft") | {"output_dir": str(tmp_path)}})
     assert sum(TAKEN_OVER in line for line in lines.lines) == 1

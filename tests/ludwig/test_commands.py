@@ -1,6 +1,7 @@
 """`neftune doctor` and `neftune check` beside Ludwig."""
 
 from importlib.metadata import version
+from unittest.mock import Mock
 
 from neftune_plugins.check import Checked, report
 from tests.support.commands import (
@@ -11,7 +12,8 @@ from tests.support.commands import (
     checked,
     line_of,
 )
-from tests.support.documentation import ROOT, snippets
+from tests.support.documentation import ROOT, shown
+from tests.support.shell import arguments_of
 
 FOLDER = ROOT / "example_configs" / "ludwig"
 
@@ -40,6 +42,16 @@ def test_check_knows_the_right_and_the_wrong(tmp_path):
     assert status == 1
     assert_examples_are_right(results[: len(right)], {"text_classification": False})
     assert_they_are_refused(results[len(right) :], broken)
-    [shown] = [code for code in snippets(ROOT / "docs" / "commands.md", "text") if "right, for ludwig" in code]
+    page = shown("docs/commands.md", "text", 1)
     found = report([Checked(**results[0])]).replace(f"{ROOT}/", "")
-    assert found.replace(version("ludwig"), "0.17.10") == shown.rstrip("\n")
+    assert found.replace(version("ludwig"), "0.17.10") == page.rstrip("\n")
+
+
+def test_ludwigs_parser_takes_the_command_lines_that_the_pages_show(monkeypatch):
+    from ludwig import train
+
+    monkeypatch.setattr(train, "train_cli", taken := Mock())
+    for command, *arguments in arguments_of("ludwig"):
+        assert command == "train"
+        train.cli(arguments)
+        assert taken.call_args.kwargs["dataset"] == arguments[arguments.index("--dataset") + 1]

@@ -28,7 +28,7 @@ from tests.ludwig.driver import make_driver, without_patches
 from tests.ludwig.runs import ENVIRONMENT, clean_process, ludwig_cli, run_ludwig
 from tests.support.bad_values import BAD_KEYS
 from tests.support.demo import check_demo
-from tests.support.documentation import snippets
+from tests.support.documentation import shown, snippets
 from tests.support.logs import LineHandler
 from tests.support.probe import Call, padding_noise, per_example, ratio
 from tests.support.recorder import Run, neftune_hooks, read_run
@@ -766,7 +766,7 @@ def test_the_page_in_python(driver, tmp_path, monkeypatch):
     real_install = callback.install
     monkeypatch.setattr(callback, "install", install)
     monkeypatch.chdir(tmp_path)
-    code = snippets(ROOT / "docs" / "ludwig.md", "python")[0]
+    code = shown("docs/ludwig.md", "python")
     with clean_process(LineHandler()):
         exec(code, {"config": base_config(driver.model, "full"), "dataset": shutil.copy(driver.dataset, tmp_path)})
     assert [(handle.config.alpha, handle.step, handle.installed) for handle in handles] == [(5, 5, False)]
@@ -776,9 +776,9 @@ def test_the_page_in_python(driver, tmp_path, monkeypatch):
 def test_the_yaml_of_the_pages(driver, page):
     from ludwig.schema.model_types.base import ModelConfig
 
-    shown = [yaml.safe_load(code) for code in snippets(ROOT / page, "yaml") if "model_parameters" in code]
-    assert shown
-    for keys in shown:
+    found = [yaml.safe_load(code) for code in snippets(ROOT / page, "yaml") if "model_parameters" in code]
+    assert found
+    for keys in found:
         if "input_features" in keys:
             config = base_config(driver.model, "ecd")
             encoder = keys["input_features"][0]["encoder"] | {"base_model": str(driver.model)}

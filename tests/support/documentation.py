@@ -3,8 +3,10 @@
 python -m tests.support.documentation      # writes the generated parts
 """
 
+import ast
 import dataclasses
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import yaml
@@ -17,12 +19,48 @@ from tests.support.bad_values import BAD_KEYS, BAD_VALUES
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-SNIPPET = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SNIPPET = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def snippets(page: Path, language: str) -> list[str]:
     """The code blocks of a page in one language."""
     return [code for found, code in SNIPPET.findall(page.read_text()) if found == language]
+
+
+def shown(page: str, language: str, number: int = 0) -> str:
+    """A code block, for the test that checks it: `unchecked` finds those for which there is no such call."""
+    return snippets(ROOT / page, language)[number]
+
+
+def shown_everywhere(language: str) -> list[tuple[str, str]]:
+    """All code blocks in one language, each with its page, for a test that checks all of them."""
+    return [(page.relative_to(ROOT).as_posix(), code) for page in PAGES for code in snippets(page, language)]
+
+
+def unchecked() -> list[tuple[str, str, int]]:
+    """Page, language and number of the code blocks that no test takes by `shown` or `shown_everywhere`."""
+    taken = set(_taken())
+    found = []
+    for page in PAGES:
+        name = page.relative_to(ROOT).as_posix()
+        languages = [language for language, _ in SNIPPET.findall(page.read_text())]
+        for place, language in enumerate(languages):
+            number = languages[:place].count(language)
+            if not taken & {(name, language, number), (language,)}:
+                found.append((name, language, number))
+    return found
+
+
+def _taken() -> Iterator[tuple[str | int, ...]]:
+    """What the tests take: (page, language, number), or (language,) for all pages."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                arguments = tuple(argument.value for argument in node.args if isinstance(argument, ast.Constant))
+                if node.func.id == "shown":
+                    yield (*arguments, 0)[:3]
+                elif node.func.id == "shown_everywhere":
+                    yield arguments
 
 
 def anchors(page: Path) -> set[str]:
@@ -67,7 +105,17 @@ def _yaml(value: object) -> str:
     return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
 
 
+def example(path: str) -> Callable[[], str]:
+    """A configuration file, as a code block."""
+    return lambda: f"```yaml\n{(ROOT / path).read_text()}```"
+
+
 GENERATED = {
+    ROOT / "docs" / "start.md": {
+        "axolotl": example("example_configs/axolotl/full.yml"),
+        "ludwig": example("example_configs/ludwig/full.yaml"),
+        "llamafactory": example("example_configs/llamafactory/full.yaml"),
+    },
     ROOT / "docs" / "keys.md": {"keys": keys_table, "errors": errors_table},
     ROOT / "docs" / "performance.md": {"noise": noise.recorded},
     ROOT / "docs" / "quality.md": {"statistics": quality.recorded, "battery": quality.battery},

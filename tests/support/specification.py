@@ -46,6 +46,14 @@ def keys(ids: Sequence[int], *, seed: int, step: int, stream: int = 0) -> list[i
     return [mix(mix(example ^ run) ^ position) for position in range(len(ids))]
 
 
+def channel_bits(key: int, channel: int) -> int:
+    """The 32 bits of one channel of a token."""
+    low, high = key & MASK_32, key >> 32
+    h = ((channel ^ low) * 0x21F0AAAD) & MASK_32
+    h ^= (h >> 15) | (0xFFFE0000 if h >> 31 else 0)
+    return ((h ^ high) * 0xD35A2D97) & MASK_32
+
+
 def scale(length: int, dim: int, alpha: float) -> float:
     """alpha / sqrt(L d), each operation rounded to float32 as the specification says."""
     return float32(float32(1 / float32(math.sqrt(float32(length * dim)))) * float32(alpha))
@@ -58,14 +66,7 @@ def noise(
     factor = scale(len(ids), dim, alpha)
     values = []
     for key in keys(ids, seed=seed, step=step, stream=stream):
-        low, high = key & MASK_32, key >> 32
-        row = []
-        for channel in range(dim):
-            h = ((channel ^ low) * 0x21F0AAAD) & MASK_32
-            h ^= (h >> 15) | (0xFFFE0000 if h >> 31 else 0)
-            h = ((h ^ high) * 0xD35A2D97) & MASK_32
-            row.append(float32(draw(kind, h) * factor))
-        values.append(row)
+        values.append([float32(draw(kind, channel_bits(key, channel)) * factor) for channel in range(dim)])
     return values
 
 

@@ -1,4 +1,6 @@
-"""The Python that README, docs/transformers.md and docs/rl.md show for Trainer and TRL."""
+"""The Python that the pages show for Trainer and TRL."""
+
+import logging
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
 from tests.support import rewards
-from tests.support.documentation import ROOT, snippets
+from tests.support.documentation import ROOT, shown
 from tests.support.recorder import embedding_hooks
 from tests.transformers.driver import TransformersDriver, make_driver
 
@@ -16,16 +18,11 @@ def driver() -> TransformersDriver:
     return make_driver()
 
 
-def shown(page: str) -> str:
-    [code] = [code for code in snippets(ROOT / page, "python") if "NEFTuneCallback()]" in code]
-    return code
-
-
 def test_the_trl_snippet_of_the_readme(driver, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = Dataset.from_list([{"text": "The tide was out."}] * 4)
     # The snippet as it is, on a machine without a GPU and for one step.
-    code = shown("README.md").replace(
+    code = shown("README.md", "python", 0).replace(
         'output_dir="out", ', 'output_dir="out", bf16=False, max_steps=1, report_to="none", '
     )
     scope = {"model": str(driver.model), "data": data}
@@ -34,9 +31,26 @@ def test_the_trl_snippet_of_the_readme(driver, tmp_path, monkeypatch):
     assert not [hook for hook in embedding_hooks(scope["trainer"].model) if "neftune" in hook]
 
 
+def test_the_trl_snippet_of_the_start(driver, tmp_path, monkeypatch, caplog):
+    """It says where the noise is."""
+    monkeypatch.chdir(tmp_path)
+    code = (
+        shown("docs/start.md", "python", 0)
+        .replace("neftune_plugins/data", f"{ROOT}/neftune_plugins/data")
+        .replace("max_steps=20", 'bf16=False, max_steps=1, max_length=64, report_to="none"')
+    )
+    with caplog.at_level("INFO", logger="transformers.neftune"):
+        logging.getLogger("transformers").addHandler(caplog.handler)
+        scope = {"model": str(driver.model)}
+        exec(code, scope)
+        logging.getLogger("transformers").removeHandler(caplog.handler)
+    assert scope["trainer"].state.global_step == 1
+    assert shown("docs/start.md", "text").strip().removesuffix("...") in caplog.text
+
+
 def test_the_snippet_of_grpo(driver, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code = shown("docs/rl.md").replace(
+    code = shown("docs/rl.md", "python").replace(
         'output_dir="out", ', 'output_dir="out", bf16=False, max_steps=1, report_to="none", max_completion_length=4, '
     )
     data = Dataset.from_list([{"prompt": "What did you see?"}] * 8)
@@ -50,6 +64,6 @@ def test_the_trainer_snippet(driver, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = Dataset.from_list([{"input_ids": list(range(4, 12)), "labels": list(range(4, 12))}] * 16)
     scope = {"model": AutoModelForCausalLM.from_pretrained(driver.model), "data": data}
-    exec(shown("docs/transformers.md"), scope)
+    exec(shown("docs/transformers.md", "python"), scope)
     assert scope["trainer"].state.global_step == 2
     assert torch.isfinite(torch.tensor(scope["trainer"].state.log_history[-1]["train_loss"]))
