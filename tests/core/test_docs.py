@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.documentation import GENERATED, PAGES, ROOT, SNIPPET, anchors, regenerated, shown
+from tests.support.documentation import GENERATED, PAGES, PICTURES, ROOT, SNIPPET, anchors, regenerated, shown
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -22,7 +22,7 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(file), target
 
 
-@pytest.mark.parametrize("page", GENERATED, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*GENERATED, *PICTURES], ids=lambda page: page.name)
 def test_generated_parts_are_up_to_date(page):
     assert page.read_text() == regenerated(page), "run python -m tests.support.documentation"
 

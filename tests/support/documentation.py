@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks import noise, quality
+from benchmarks import lengths, noise, quality
 from neftune_plugins import NoiseConfig, NoiseConfigError
 from neftune_plugins.config import key
 from neftune_plugins.manager import plugin_manager
@@ -122,8 +122,13 @@ GENERATED = {
 }
 
 
+PICTURES = {ROOT / "docs" / "images" / "noise-by-length.svg": lengths.recorded}
+
+
 def regenerated(page: Path) -> str:
-    """The page with its generated parts made anew."""
+    """The page with its generated parts made anew, or the whole picture."""
+    if page in PICTURES:
+        return PICTURES[page]()
     text = page.read_text()
     for name, make in GENERATED[page].items():
         begin, end = f"<!-- generated: {name} -->\n", "<!-- end -->"
@@ -133,5 +138,5 @@ def regenerated(page: Path) -> str:
 
 
 if __name__ == "__main__":
-    for path in GENERATED:
+    for path in (*GENERATED, *PICTURES):
         path.write_text(regenerated(path))

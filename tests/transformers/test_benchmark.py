@@ -2,9 +2,10 @@
 
 import json
 
+import pytest
 import torch
 
-from benchmarks import noise
+from benchmarks import lengths, noise
 
 
 def test_the_tables_and_the_json_have_every_measure(tmp_path, capsys, monkeypatch):
@@ -34,3 +35,18 @@ def test_the_noise_adds_nothing_to_the_backward():
     clean = model(ids, attention_mask=torch.ones_like(ids))
     assert not torch.equal(noisy, clean)
     assert type(noisy.grad_fn) is type(clean.grad_fn)
+
+
+def test_the_noise_by_length_is_what_the_picture_shows():
+    """Ours is alpha / sqrt(3 L), the native hook's that of the row, within the error of so many draws."""
+    found = lengths.measure((8, 24, 64))
+    for number, length in enumerate(found["lengths"]):
+        # Of the mean norm of L vectors of d uniform draws: that of the root mean square, and its bias of 1 / (10 d).
+        error = 5 * (9 / 5 - 1) ** 0.5 / (2 * (length * lengths.WIDTH) ** 0.5) + 1 / (10 * lengths.WIDTH)
+        for series, expected in (
+            ("ours, padded", length),
+            ("ours, packed", length),
+            ("native, padded", 64),
+            ("native, packed", 96),
+        ):
+            assert found[series][number] == pytest.approx(5 / (3 * expected) ** 0.5, rel=error), series

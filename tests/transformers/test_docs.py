@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support import rewards
 from tests.support.documentation import ROOT, shown
@@ -58,6 +58,14 @@ def test_the_snippet_of_grpo(driver, tmp_path, monkeypatch):
     exec(code, scope)
     assert scope["trainer"].state.global_step == 1
     assert not [hook for hook in embedding_hooks(scope["trainer"].model) if "neftune" in hook]
+
+
+def test_the_decoding_that_the_authors_suggest(driver):
+    model = AutoModelForCausalLM.from_pretrained(driver.model)
+    prompt = AutoTokenizer.from_pretrained(driver.model)("What did you see?", return_tensors="pt")
+    code = shown("docs/questions.md", "python").replace("max_new_tokens=256", "max_new_tokens=4")
+    exec(code, scope := {"model": model, "prompt": prompt})
+    assert scope["answer"].shape[1] > prompt["input_ids"].shape[1]
 
 
 def test_the_trainer_snippet(driver, tmp_path, monkeypatch):

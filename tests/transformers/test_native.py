@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from benchmarks.noise import Lookup, noise_natively
 from tests.support.probe import padding_noise, per_example, ratio
 from tests.support.recorder import embedding_hooks, generated, trained
 from tests.transformers.driver import TransformersDriver, make_driver
@@ -68,3 +69,30 @@ def test_a_bad_value_is_an_error_at_the_first_step_only(driver, tmp_path):
     trainer = driver.trainer("trainer", {"neftune_noise_alpha": -5.0}, tmp_path, callbacks=[], stock=True)
     with pytest.raises(RuntimeError):
         trainer.train()
+
+
+def test_a_misspelt_key_is_an_error_of_python(driver, tmp_path):
+    with pytest.raises(TypeError, match="neftune_nois_alpha"):
+        driver.trainer("trainer", {}, tmp_path, callbacks=[], stock=True, neftune_nois_alpha=5.0)
+
+
+def test_a_resumed_run_goes_on_with_the_random_state_of_the_checkpoint(driver, tmp_path):
+    def trained(folder, resume=None, **arguments):
+        trainer = driver.trainer("trainer", KEYS, tmp_path / folder, callbacks=[], stock=True, **arguments)
+        trainer.train(resume_from_checkpoint=resume)
+        return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+
+    whole = trained("whole", save_strategy="steps", save_steps=3)
+    checkpoint = str(tmp_path / "whole" / "out" / "checkpoint-3")
+    assert torch.equal(trained("resumed", checkpoint), whole)
+
+
+def test_it_breaks_the_graph_where_lengths_change():
+    model = Lookup(torch.nn.Parameter(torch.randn(10, 4)))
+    noise_natively(model)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with pytest.raises(torch._dynamo.exc.UserError, match="data-dependent expression"):
+        for length in (3, 4, 5):
+            ids = torch.ones(2, length, dtype=torch.int64)
+            compiled(ids, attention_mask=ids)
+    torch.compiler.reset()
