@@ -49,7 +49,7 @@ def assert_files_exist(arguments: Arguments) -> None:
 def environments() -> set[str]:
     """The names in tox.ini, with {a,b} and {1-3} spelt out."""
     text = (ROOT / "tox.ini").read_text()
-    listed = text.split("env_list =")[1].split("\n#")[0].split()
+    listed = re.findall(r"^    ([^ #]+)$", text.split("env_list =")[1].split("\n[")[0], re.MULTILINE)
     sections = re.findall(r"^\[testenv:(.+)\]$", text, re.MULTILINE)
     return {name for pattern in listed + sections for name in _spelt_out(pattern)}
 
