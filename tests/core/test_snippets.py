@@ -285,3 +285,41 @@ def test_what_the_demo_prints_agrees_with_itself():
         # Standard error of the root mean square of n uniform draws: sqrt(E x^4 / (E x^2)^2 - 1) / (2 sqrt n).
         error = (9 / 5 - 1) ** 0.5 / (2 * (length * d) ** 0.5)
         assert measured == pytest.approx(expected, rel=5 * error)
+
+
+# --- docs/native.md and the comparison -------------------------------------------------------------------------------
+
+
+def cells(page: str, column: int) -> list[str]:
+    """A column of all tables of a page."""
+    rows = [line.split("|")[1:-1] for line in (ROOT / page).read_text().splitlines() if line.startswith("| ")]
+    return [row[column].strip() for row in rows if len(row) > column]
+
+
+def test_the_commands_that_reproduce_what_is_wrong_with_the_native_hook():
+    found = [
+        cell.strip("`").split() for cell in cells("docs/native.md", 2) if re.match("`(measure|pytest|survey)", cell)
+    ]
+    assert len(found) == 15
+    for program, *arguments in found:
+        if program == "pytest":
+            file, option, name = arguments
+            assert option == "-k" and re.search(rf"^def test\w*{name}", (ROOT / file).read_text(), re.MULTILINE), name
+        elif program == "survey":
+            assert arguments[0] == "--only" and set(arguments[1:]) <= set(cells("docs/models.md", 0))
+        else:
+            option, driver, modes, *named = arguments
+            assert (option, modes) == ("--driver", "--modes")
+            source = "".join(file.read_text() for file in (ROOT / "tests" / driver).glob("[cd]*.py"))
+            assert all(f'"{mode}"' in source for mode in named), named
+
+
+def test_the_readmes_comparison_is_a_part_of_the_page():
+    def rows(page: str) -> list[str]:
+        text = re.sub(r"\[\^\w+\]", "", (ROOT / page).read_text())
+        return text.split("| | ours |")[1].split("\n\n")[0].splitlines()
+
+    shown, all_of_them = rows("README.md"), rows("docs/comparison.md")
+    assert shown[0] == all_of_them[0]
+    assert len(shown) > 8
+    assert set(shown) <= set(all_of_them)
