@@ -39,11 +39,10 @@ def test_the_trl_snippet_of_the_start(driver, tmp_path, monkeypatch, caplog):
         .replace("neftune_plugins/data", f"{ROOT}/neftune_plugins/data")
         .replace("max_steps=20", 'bf16=False, max_steps=1, max_length=64, report_to="none"')
     )
-    with caplog.at_level("INFO", logger="transformers.neftune"):
-        logging.getLogger("transformers").addHandler(caplog.handler)
-        scope = {"model": str(driver.model)}
-        exec(code, scope)
-        logging.getLogger("transformers").removeHandler(caplog.handler)
+    library = logging.getLogger("transformers")
+    monkeypatch.setattr(library, "handlers", [*library.handlers, caplog.handler])
+    caplog.set_level("INFO", logger="transformers")  # as the snippet does, but for this test alone
+    exec(code, scope := {"model": str(driver.model)})
     assert scope["trainer"].state.global_step == 1
     assert shown("docs/start.md", "text").strip().removesuffix("...") in caplog.text
 
@@ -62,7 +61,9 @@ def test_the_snippet_of_grpo(driver, tmp_path, monkeypatch):
 
 def test_the_decoding_that_the_authors_suggest(driver):
     model = AutoModelForCausalLM.from_pretrained(driver.model)
-    prompt = AutoTokenizer.from_pretrained(driver.model)("What did you see?", return_tensors="pt")
+    prompt = AutoTokenizer.from_pretrained(driver.model)(
+        "What did you see?", return_tensors="pt", return_token_type_ids=False
+    )
     code = shown("docs/questions.md", "python").replace("max_new_tokens=256", "max_new_tokens=4")
     exec(code, scope := {"model": model, "prompt": prompt})
     assert scope["answer"].shape[1] > prompt["input_ids"].shape[1]
