@@ -115,7 +115,7 @@ class TransformersDriver:
         **arguments: Any,
     ) -> Trainer:
         """A trainer of that mode; `neftune_noise_alpha` is given in its arguments, the other keys in our callback."""
-        others = {name.removeprefix("neftune_noise_"): value for name, value in keys.items()}
+        others = {name.removeprefix("neftune_").removeprefix("noise_"): value for name, value in keys.items()}
         arguments |= {"neftune_noise_alpha": others.pop("alpha", None)}
         if not stock:
             callbacks = [NEFTuneCallback(**others), *callbacks]
