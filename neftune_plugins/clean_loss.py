@@ -29,7 +29,7 @@ class CleanLoss:
         self._step: int | None = None
         self._asked = False
         self._of_step: Tensor | None = None
-        self._taken: list[Tensor] = []
+        self._since_taken: Tensor | None = None
 
     def step_unknown(self) -> NoiseConfigError:
         """The error where steps are not told."""
@@ -61,7 +61,7 @@ class CleanLoss:
         if self._of_step is not None:
             if torch.distributed.is_available() and torch.distributed.is_initialized():
                 torch.distributed.all_reduce(self._of_step)
-            self._taken.append(self._of_step)
+            self._since_taken = _sum(self._since_taken, self._of_step)
         self._step, self._of_step, self._asked = step, None, False
 
     def beside(
@@ -89,16 +89,20 @@ class CleanLoss:
         result = compute()
         noisy = loss(result).detach().float()
         sums_3 = torch.stack((clean.float(), noisy, torch.full_like(noisy, weight)))
-        self._of_step = sums_3 if self._of_step is None else self._of_step + sums_3
+        self._of_step = _sum(self._of_step, sums_3)
         return result
 
     def take(self) -> dict[str, float]:
         """The metrics of the steps since the last call, by name; none where there was none. Waits for the device."""
-        if not self._taken:
+        if self._since_taken is None:
             return {}
-        clean, noisy, weight = torch.stack(self._taken).sum(0).tolist()
-        self._taken.clear()
+        clean, noisy, weight = self._since_taken.tolist()
+        self._since_taken = None
         return {"neftune/clean_loss": clean / weight, "neftune/noisy_loss": noisy / weight}
+
+
+def _sum(one: Tensor | None, other: Tensor) -> Tensor:
+    return other if one is None else one + other
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from typing import Any
 
 import yaml
 
+from tests.support.events import LOSSES, METRICS, scalars
 from tests.support.logs import LineHandler
 from tests.support.recorder import AtStepEnd, Run, read_run
 
@@ -100,13 +101,14 @@ def run_ludwig(
             "experiment_name": "experiment",
             "backend": initialize_backend(config["backend"]),
             "callbacks": [Recorder(workdir, at_step_end)],
-            "skip_save_log": True,
+            "skip_save_log": False,
             "skip_save_model": not save,
             "skip_save_processed_input": True,  # its cache beside the dataset does not notice another tokenizer
             "skip_save_progress": not save,
         }
         train_cli(**(arguments | options))
     run = read_run(workdir)
+    _add_metrics(run, workdir)
     run.output, run.seconds = "\n".join(lines.lines), time.perf_counter() - start
     run.saved = _saved(options.get("model_resume_path") or workdir / "out" / "experiment_run")
     return run
@@ -163,6 +165,15 @@ def _prepare(config: dict[str, Any], workdir: Path, evaluate: bool) -> Path:
     config_path = workdir / "cfg.yaml"
     config_path.write_text(yaml.safe_dump(config, sort_keys=False))
     return config_path
+
+
+def _add_metrics(run: Run, workdir: Path) -> None:
+    """To the logs of the steps, what is in TensorBoard's. There a step is a batch; of ours one is written an update."""
+    found = scalars(workdir)
+    batches = {batch: number for number, (batch, _) in enumerate(found.get("neftune/alpha", ()))}
+    for name in METRICS | LOSSES:
+        for batch, value in found.get(name, ()):
+            run.logs[batches[batch]][name] = value
 
 
 def _saved(results: Path | str) -> Path:
