@@ -1,6 +1,7 @@
 """What is logged of the noise, against what a look from outside sees."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from neftune_plugins import Handle, NoiseConfig, hookimpl, install
 from neftune_plugins.manager import plugin_manager
+from tests.support.documentation import ROOT, snippets
 from tests.support.models import ToyModel, examples, padded
 
 LENGTHS = [5, 12, 8]
@@ -173,3 +175,23 @@ def test_plugins_add_metrics_of_their_own():
     assert metrics["mine/step"] == 3
     assert metrics["neftune/alpha"] == -1, "a plugin's word counts more than ours"
     assert metrics["neftune/sequences"] == 3
+
+
+def test_the_code_on_the_page(capsys):
+    class WithLoss(ToyModel):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
+            return SimpleNamespace(loss=super().forward(input_ids, attention_mask).logsumexp(-1).mean())
+
+    loop, plugin = snippets(ROOT / "docs" / "metrics.md", "python")
+    names: dict[str, object] = {}
+    exec(plugin, names)
+    plugin_manager().register(SimpleNamespace(**names), "page")
+    try:
+        ids, mask = padded(examples(LENGTHS))
+        exec(loop, {"model": WithLoss().train(), "batches": [{"input_ids": ids, "attention_mask": mask}] * 4})
+    finally:
+        plugin_manager().unregister(name="page")
+    printed = [eval(line) for line in capsys.readouterr().out.splitlines()]
+    assert [metrics["neftune/step"] for metrics in printed] == [1, 2, 3, 4]
+    assert ["neftune/clean_loss" in metrics for metrics in printed] == [False, True, False, True]
+    assert all(metrics["neftune/sequences"] == 3 for metrics in printed)

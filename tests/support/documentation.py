@@ -36,9 +36,9 @@ def keys_table() -> str:
     for field in dataclasses.fields(NoiseConfig):
         default = field.default
         if default is dataclasses.MISSING or default is None:
-            shown = "null = off" if field.name == "alpha" else "the run's seed"
+            shown = {"alpha": "null = off", "seed": "the run's seed"}.get(field.name, "null = never")
         else:
-            shown = f"`{default}`"
+            shown = f"`{_yaml(default)}`"
         lines.append(f"| `{key(field)}` | {shown} | {field.metadata['help']} |")
     return "\n".join(lines)
 
