@@ -11,31 +11,28 @@ import importlib
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 ROOT = Path(__file__).parents[2]
 
 
-class Execute(Protocol):
-    """Runs a Python script and its arguments in a process of its own, with both its outputs in one pipe."""
+Execute = Callable[..., subprocess.CompletedProcess[str]]
+"""`execute(command, cwd=, env=)`: runs a command in a process of its own, with both its outputs in one pipe."""
 
-    def __call__(
-        self, command: Sequence[str | Path], *, cwd: Path, env: Mapping[str, str]
-    ) -> subprocess.CompletedProcess[str]: ...
+LONGEST = 600  # seconds
 
 
 def cold(command: Sequence[str | Path], *, cwd: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """Execute it from nothing."""
-    return subprocess.run(
-        command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.run(command, cwd=cwd, env=env, **pipes, text=True, timeout=LONGEST, check=False)
 
 
 class Warm:
@@ -56,7 +53,7 @@ class Warm:
     def run(
         self, command: Sequence[str | Path], *, cwd: Path, env: Mapping[str, str]
     ) -> subprocess.CompletedProcess[str]:
-        """Execute it with the imports done."""
+        """Execute a Python script, with the imports done."""
         arguments = list(map(str, command))
         with self._lock, tempfile.NamedTemporaryFile() as output:
             given = {"argv": arguments, "cwd": str(cwd), "env": dict(env), "output": output.name}
@@ -86,6 +83,7 @@ def serve(modules: Sequence[str]) -> None:
 
 def become(argv: list[str], cwd: str, env: dict[str, str], output: str) -> None:
     """Go on as a new process that runs this script."""
+    signal.alarm(LONGEST)
     written, nothing = os.open(output, os.O_WRONLY), os.open(os.devnull, os.O_RDONLY)
     for number, file in enumerate((nothing, written, written)):
         os.dup2(file, number)
