@@ -67,7 +67,7 @@ def test_the_command_of_the_workflow():
 def test_the_steps_of_a_release_are_commands_that_exist():
     contributing = (changelog.ROOT / "CONTRIBUTING.md").read_text()
     [steps] = re.findall(r"^## Releasing$.*?^```bash\n(.*?)^```", contributing, re.MULTILINE | re.DOTALL)
-    assert f"python -m tests.support.changelog v{changelog.version()}\n" in steps
+    assert f"python -m tests.support.changelog v{changelog.version()} " in steps
     for path in re.findall(r"\.(?:ci|github)\S+", steps):
         assert (changelog.ROOT / path).exists(), path
     environments = re.findall(r"tox run -e (\S+)", steps)
