@@ -1,6 +1,7 @@
 """`neftune doctor`, `check`, `frameworks` and `noise-types`, with a small framework that is healthy or broken."""
 
 import dataclasses
+import html
 import json
 import os
 import re
@@ -304,3 +305,15 @@ def test_a_terminal_has_colour_and_progress_and_a_pipe_has_neither(little):
     piped = neftune("doctor", **environment)
     assert "  ok     little " in piped.stdout
     assert "\033" not in piped.stdout + piped.stderr and "\r" not in piped.stdout + piped.stderr
+
+
+def test_the_pictures_show_what_the_page_shows():
+    """As tests/support/capture.py takes them, in the environments of which the page speaks."""
+    page = ROOT / "docs" / "commands.md"
+    for name, start in (("doctor", "environment"), ("check", "example_configs/")):
+        [block] = [code for code in snippets(page, "text") if code.startswith(start)]
+        picture = (ROOT / "docs" / "images" / f"{name}.svg").read_text()
+        prompt, *words = map(html.unescape, re.findall(r">([^<]+)</text>", picture))
+        assert prompt.startswith(f"$ neftune {name}")
+        assert "".join("".join(words).split()) == "".join(block.split())
+        assert f"(images/{name}.svg)" in page.read_text()
