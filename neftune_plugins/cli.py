@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from neftune_plugins import findings
 from neftune_plugins.errors import NEFTuneError
-from neftune_plugins.terminal import table, waiting
+from neftune_plugins.terminal import table
 
 if TYPE_CHECKING:
     from neftune_plugins.framework import Framework
@@ -119,8 +119,7 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    with waiting("importing torch"):
-        found = findings.ground()
+    found = findings.ground()
     if findings.status(found) != 1:
         from neftune_plugins import doctor
 

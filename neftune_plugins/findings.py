@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from neftune_plugins.terminal import coloured, folded
+from neftune_plugins.terminal import coloured, folded, waiting
 
 OURS = "neftune-plugins"
 
@@ -46,7 +46,7 @@ def ground() -> list[Finding]:
     """This package, Python, and torch, which is imported."""
     torch = version("torch")
     try:
-        with warnings.catch_warnings():
+        with waiting("importing torch"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about numpy, where it is not installed
             from torch import Tensor  # noqa: F401  (of a torch that is half there, `import torch` may find the folder)
     except Exception as error:
