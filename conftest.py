@@ -1,5 +1,7 @@
 """Options of the whole test suite."""
 
+import gc
+
 import pytest
 
 
@@ -8,3 +10,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--driver", help="framework that the conformance suite tests, a folder of tests such as transformers"
     )
     parser.addoption("--all-models", action="store_true", help="tests/models: every architecture, not a quick sample")
+    parser.addoption(
+        "--dist", help="tests/package: a folder with the sdist and the wheel to test; they are built without"
+    )
+
+
+def pytest_runtest_teardown() -> None:
+    """A framework's modules are a million objects, and looking at them takes half a second. Trainers collect garbage
+    up to ten times in a run: what lives now is left out from now on."""
+    gc.collect()
+    gc.freeze()

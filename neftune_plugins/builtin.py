@@ -1,8 +1,11 @@
 """What the package itself provides, through the same hooks as anybody's plugin: the noise types, the reader of batch
 layouts and the finder of embeddings."""
 
+from __future__ import annotations
+
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +15,9 @@ from neftune_plugins.hookspecs import hookimpl
 from neftune_plugins.layout import LayoutReader, read_layout
 from neftune_plugins.noise import NoiseType
 from neftune_plugins.scales import SCALES
+
+if TYPE_CHECKING:
+    from neftune_plugins.injection import Handle
 
 
 def _uniform(bits: Tensor) -> Tensor:
@@ -82,3 +88,10 @@ def neftune_embedding_scale(model: nn.Module, embedding: nn.Module) -> float | N
             if kind.__name__ in SCALES:
                 return float(SCALES[kind.__name__](module))
     return None
+
+
+@hookimpl
+def neftune_metrics(handle: Handle) -> Mapping[str, float]:
+    measured = {} if handle.measurements is None else handle.measurements.take()
+    losses = {} if handle.clean_loss is None else handle.clean_loss.take()
+    return ({"neftune/alpha": handle.alpha} if measured else {}) | measured | losses

@@ -11,11 +11,12 @@ from neftune_autoload import VARIABLE, enabled
 from neftune_plugins import installed, worker
 from neftune_plugins.config import NoiseConfig, key, looks_like_ours
 from neftune_plugins.errors import NEFTuneError, NoiseNotAppliedError
+from neftune_plugins.findings import version
 from neftune_plugins.framework import Framework
 from neftune_plugins.manager import frameworks, noise_types
+from neftune_plugins.schedule import alpha_at
 from neftune_plugins.terminal import coloured, table, waiting
 
-LENGTHS = (32, 128, 512)
 _UNIFORM = 3**-0.5  # root mean square of the native hook's noise, in units of alpha / sqrt(L d)
 
 Place = tuple[str | int, ...]
@@ -29,7 +30,7 @@ class Checked:
     status: 0 right, 1 wrong, 2 not to be told: the framework is not installed, or not recognised.
     problem: and its remedy, if there is one.
     line: of the file, at which it is.
-    models: see `_model`.
+    models: see `described`.
     """
 
     file: str
@@ -51,12 +52,12 @@ def check(files: Sequence[Path], framework: str | None, lengths: Sequence[int]) 
     jobs: dict[str, list[Path]] = {}
     for file in files:
         try:
-            marks[file] = _marks(file)
+            marks[file] = lines_of(file)
             jobs.setdefault(_recognised(file, marks[file], framework).name, []).append(file)
         except _CannotCheckError as error:
             results[file] = Checked(str(file), None, error.status, str(error), error.line)
     for name, mine in jobs.items():
-        shown = f"{name} {installed.version(frameworks()[name].distribution)}"
+        shown = f"{name} {version(frameworks()[name].distribution)}"
         try:
             with waiting(f"checking with {shown}"):
                 answers = worker.call("neftune_plugins.check:probe", name, *map(str, mine))
@@ -69,7 +70,7 @@ def check(files: Sequence[Path], framework: str | None, lengths: Sequence[int]) 
                 line = _line(answer["problem"], marks[file])
                 results[file] = Checked(str(file), shown, 1, answer["problem"], line)
             else:
-                models = [_model(model, marks[file], lengths) for model in answer["models"]]
+                models = [described(model, marks[file], lengths) for model in answer["models"]]
                 results[file] = Checked(str(file), shown, models=models)
     return [results[file] for file in files]
 
@@ -107,7 +108,7 @@ class _CannotCheckError(Exception):
         self.status, self.line = status, line
 
 
-def _marks(file: Path) -> dict[Place, int]:
+def lines_of(file: Path) -> dict[Place, int]:
     """The line of each key, and of each member of a list, in a YAML or JSON file."""
     try:
         import yaml
@@ -151,7 +152,7 @@ def _recognised(file: Path, marks: Mapping[Place, int], name: str | None) -> Fra
         of = "more than one framework" if fitting else "no framework"
         raise _CannotCheckError(f"by its keys it is of {of} ({signs}); say which with --framework NAME")
     framework = fitting[0] if name is None else able[name]
-    if installed.version(framework.distribution) is None:
+    if version(framework.distribution) is None:
         raise _CannotCheckError(
             f'it is of {framework.name}, which is not installed: pip install "{installed.extra(framework)}"'
         )
@@ -188,13 +189,14 @@ def _line(message: str, marks: Mapping[Place, int]) -> int | None:
     return min(found)[-1] if found else None
 
 
-def _model(model: Mapping[str, Any], marks: Mapping[Place, int], lengths: Sequence[int]) -> dict[str, Any]:
-    """A checked model: `place` and `model`; `keys`, each with `value` and `source`; and `lengths`, each with the norm
-    of the `noise` of one token and that of the `native` hook's, or None where it would not have run."""
+def described(model: Mapping[str, Any], marks: Mapping[Place, int], lengths: Sequence[int]) -> dict[str, Any]:
+    """A checked model: `place` and `model`; `keys`, each with `value` and `source`; `alphas` at the first step, after
+    each quarter of the run and at its end; and `lengths`, each with the norm of the `noise` of one token at the first
+    step and that of the `native` hook's, or None where it would not have run."""
     config = NoiseConfig.from_keys(model["keys"])
     shown: dict[str, Any] = {"place": ".".join(map(str, model["place"])), "model": model["model"]}
     if config is None:
-        return shown | {"keys": {}, "lengths": []}
+        return shown | {"keys": {}, "alphas": [], "lengths": []}
     keys = {}
     for field in dataclasses.fields(config):
         name, value = key(field), getattr(config, field.name)
@@ -204,7 +206,8 @@ def _model(model: Mapping[str, Any], marks: Mapping[Place, int], lengths: Sequen
         elif model["keys"].get(name) is not None:
             source = "the framework"
         elif field.name == "seed":
-            value, source = model["seed"], "the run's seed"
+            value, line = model["seed"], marks.get(tuple(model["seed_place"]))
+            source = "the run's seed, " + ("the framework's default" if line is None else f"line {line}")
         else:
             source = "default"
         keys[name] = {"value": value, "source": source}
@@ -214,7 +217,8 @@ def _model(model: Mapping[str, Any], marks: Mapping[Place, int], lengths: Sequen
         {"L": L, "noise": strength / math.sqrt(L if config.length == "sequence" else longest), "native": native}
         for L in lengths
     ]
-    return shown | {"keys": keys, "lengths": norms}
+    alphas = [alpha_at(config, quarter, 4) for quarter in range(5)]
+    return shown | {"keys": keys, "alphas": alphas, "lengths": norms}
 
 
 def _report(result: Checked) -> str:
@@ -241,6 +245,13 @@ def _report_model(model: Mapping[str, Any]) -> list[str]:
         for norm in model["lengths"]
     ]
     longest = max(norm["L"] for norm in model["lengths"])
+    alphas = [f"{alpha:.4g}" for alpha in model["alphas"]]
+    over_the_run = []
+    if len(set(alphas)) > 1:
+        over_the_run = [
+            "",
+            f"These are of the first step. Alpha after each quarter of the run: {', '.join(alphas[1:])}.",
+        ]
     return [
         f"The noise goes on the output of the input embedding of {model['model']}{where},",
         f"which is found when the model is loaded{'' if native[0] is None else '. The native hook is left out'}.",
@@ -250,10 +261,13 @@ def _report_model(model: Mapping[str, Any]) -> list[str]:
         f"Norm of the noise on one token, in a batch of these examples padded to {longest}:",
         "",
         table(norms, right=(0, 1, 2)),
+        *over_the_run,
     ]
 
 
 def _shown(value: object) -> str:
     if value is None:
-        return "not in the file"
+        return "-"
+    if isinstance(value, bool):
+        return str(value).lower()  # as in YAML
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,32 +1,57 @@
-"""The `neftune` command."""
+"""The `neftune` command.
+
+What imports torch is imported where it is used: that takes seconds, and may fail.
+"""
 
 import argparse
-import importlib.metadata
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from neftune_plugins import check, doctor, installed
+from neftune_plugins import findings
 from neftune_plugins.errors import NEFTuneError
-from neftune_plugins.framework import DemoOptions, Framework
-from neftune_plugins.manager import frameworks, noise_types, providers
 from neftune_plugins.terminal import table
+
+if TYPE_CHECKING:
+    from neftune_plugins.framework import Framework
+
+_LENGTHS = (32, 128, 512)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command. Exits with 1 and a message on standard error where it cannot do what it was asked for; with what
-    else, docs/commands.md says."""
+    """Run the command. Exits with 1 and a message on standard error where it cannot do what it was asked for, and with
+    2 where nothing can be done here; with what else, docs/commands.md says."""
     options = _parser().parse_args(arguments)
     try:
+        if options.run is not _doctor:
+            _prepare()
         sys.exit(options.run(options))
     except NEFTuneError as error:
         sys.exit(f"neftune: {error}")
 
 
+def _prepare() -> None:
+    """Load torch and the plugins, or say what is wrong with them and exit with 2."""
+    *_, torch = findings.ground()
+    problem = f"torch {torch.found}; remedy: {torch.remedy}" if torch.remedy else ""
+    if not problem:
+        from neftune_plugins.manager import frameworks, noise_types
+
+        try:
+            frameworks()
+            noise_types()
+        except Exception as error:
+            problem = f"a plugin does not work: {findings.one_line(error)}; `neftune doctor` says what to do"
+    if problem:
+        print(f"neftune: {problem}", file=sys.stderr)
+        sys.exit(2)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="neftune", description="Noisy embedding fine-tuning (NEFTune).")
-    parser.add_argument("--version", action="version", version=importlib.metadata.version("neftune-plugins"))
+    parser.add_argument("--version", action="version", version=str(findings.version(findings.OURS)))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     demo = commands.add_parser(
         "demo",
@@ -61,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     check_.add_argument(
         "--lengths",
         type=_lengths,
-        default=check.LENGTHS,
+        default=_LENGTHS,
         metavar="L,L,...",
         help="of the examples whose noise is shown, in tokens (default: %(default)s)",
     )
@@ -78,6 +103,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _demo(options: argparse.Namespace) -> None:
+    from neftune_plugins.framework import DemoOptions
+
     demo = _framework(options.framework).demo
     assert demo is not None
     demo(
@@ -92,12 +119,18 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    findings = doctor.doctor()
-    print(json.dumps(doctor.as_json(findings), indent=2) if options.json else doctor.report(findings))
-    return doctor.status(findings)
+    found = findings.ground()
+    if findings.status(found) != 1:
+        from neftune_plugins import doctor
+
+        found += doctor.doctor()
+    print(json.dumps(findings.as_json(found), indent=2) if options.json else findings.report(found))
+    return findings.status(found)
 
 
 def _check(options: argparse.Namespace) -> int:
+    from neftune_plugins import check
+
     results = check.check(options.files, options.framework, options.lengths)
     print(json.dumps(check.as_json(results), indent=2) if options.json else check.report(results))
     return max(result.status for result in results)
@@ -111,29 +144,36 @@ def _lengths(text: str) -> tuple[int, ...]:
 
 
 def _frameworks(options: argparse.Namespace) -> None:
+    from neftune_plugins import installed
+    from neftune_plugins.manager import frameworks
+
     rows = [("name", "installed", "tested with", "from")]
     for framework in frameworks().values():
         ranges = [one for one in installed.tested(framework) if one.name == framework.distribution]
         tested = ", ".join(str(one.specifier) for one in ranges) or "-"
-        found = installed.version(framework.distribution) or "-"
+        found = findings.version(framework.distribution) or "-"
         rows.append((framework.name, found, tested, installed.provider(framework)))
     print(table(rows))
 
 
 def _noise_types(options: argparse.Namespace) -> None:
+    from neftune_plugins.manager import noise_types, providers
+
     origins = providers("neftune_noise_types")
     rows = [("name", "rms", "distribution", "from")]
     for kind in noise_types().values():
-        rows.append((kind.name, f"{kind.rms:.4f}", kind.summary, origins.get(kind.name, installed.OURS)))
+        rows.append((kind.name, f"{kind.rms:.4f}", kind.summary, origins.get(kind.name, findings.OURS)))
     print(table(rows))
 
 
-def _framework(name: str | None) -> Framework:
+def _framework(name: str | None) -> "Framework":
+    from neftune_plugins.manager import frameworks
+
     known = {framework.name: framework for framework in frameworks().values() if framework.demo is not None}
     if name is not None and name not in known:
         raise NEFTuneError(f"--framework {name}: there is no such adapter; there are: {', '.join(known)}")
     for framework in known.values() if name is None else [known[name]]:
-        if installed.version(framework.distribution) is not None:
+        if findings.version(framework.distribution) is not None:
             return framework
     wanted = ", ".join(known) if name is None else name
     example = next(iter(known)) if name is None else name

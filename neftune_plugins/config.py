@@ -65,6 +65,19 @@ class NoiseConfig:
         annotation=int | None,
         help="Seed of the noise, an integer of at least 0. Left out, it is the run's seed.",
     )
+    metrics: bool = _field(
+        True,
+        key="neftune_metrics",
+        annotation=bool | None,
+        help="true: what the noise was is logged beside the training's loss.",
+    )
+    clean_loss_steps: int | None = _field(
+        None,
+        key="neftune_clean_loss_steps",
+        annotation=int | None,
+        help="In every so many-th optimisation step the batches are evaluated once more without noise, and that loss "
+        "is logged. An integer of at least 1. Left out, it never is.",
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.alpha, bool) or not isinstance(self.alpha, int | float):
@@ -85,6 +98,11 @@ class NoiseConfig:
             isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**64
         ):
             raise _error("seed", self.seed, "must be an integer from 0 to 2^64 - 1; left out, it is the run's seed")
+        if not isinstance(self.metrics, bool):
+            raise _error("metrics", self.metrics, "must be true or false, without quotes in YAML")
+        steps = self.clean_loss_steps
+        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+            raise _error("clean_loss_steps", steps, "must be an integer of at least 1; for none leave the key out")
 
     @classmethod
     def from_keys(cls, keys: Mapping[str, Any]) -> "NoiseConfig | None":

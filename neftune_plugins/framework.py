@@ -32,7 +32,8 @@ class CheckedModel:
     keys: our keys as the framework resolved them, for `NoiseConfig.from_keys`.
     model: what it starts from: a name or a folder.
     native: whether the framework's own hook would have noised it.
-    seed: of the run, which is the noise's where it has none; None where it is not in the file.
+    seed: of the run, which is the noise's where it has none.
+    seed_place: where that may stand in the file.
     """
 
     place: tuple[str | int, ...]
@@ -40,6 +41,7 @@ class CheckedModel:
     model: str
     native: bool
     seed: int | None = None
+    seed_place: tuple[str | int, ...] = ("seed",)
 
 
 @dataclass(frozen=True)

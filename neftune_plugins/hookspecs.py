@@ -3,7 +3,7 @@ group `neftune_plugins` names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pluggy
@@ -54,6 +54,11 @@ def neftune_installed(handle: Handle) -> None:
 @hookspec
 def neftune_step(handle: Handle) -> None:
     """The optimisation step `handle.step` begins."""
+
+
+@hookspec
+def neftune_metrics(handle: Handle) -> Mapping[str, float]:
+    """What to log beside the training's loss, by name: of the time since it was last asked for."""
 
 
 @hookspec

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from neftune_plugins import structure
+from neftune_plugins.clean_loss import CleanLoss
 from neftune_plugins.config import NoiseConfig
 from neftune_plugins.errors import NoiseNotAppliedError
 from neftune_plugins.layout import Batch, Layout, LayoutReader
 from neftune_plugins.manager import layout_readers, noise_types, plugin_manager
-from neftune_plugins.noise import add_noise, add_noise_, stream_key, token_keys, token_scales
+from neftune_plugins.metrics import Measurements
+from neftune_plugins.noise import add_noise, add_noise_, expected_energy, stream_key, token_keys, token_scales
 from neftune_plugins.schedule import alpha_at, steps_unknown
 from neftune_plugins.sharded import add_to_shared, check_whole, has_shared_weight, held, is_shared, whole
 
@@ -78,6 +80,8 @@ class Handle:
 
     model: what it was installed in.
     config: its configuration.
+    measurements: of the noise, where `neftune_metrics` is on.
+    clean_loss: where `neftune_clean_loss_steps` is set.
     embeddings: names of the noised modules in the model.
     steps: how many optimisation steps the run has. May be set until `step` is, where it is not known earlier.
     """
@@ -94,6 +98,8 @@ class Handle:
     ) -> None:
         self.model = model
         self.config = config
+        self.measurements = Measurements() if config.metrics else None
+        self.clean_loss = None if config.clean_loss_steps is None else CleanLoss(config.clean_loss_steps)
         self.steps = steps
         names = {module: name for name, module in model.named_modules()}
         strangers = [type(embedding).__name__ for embedding in embeddings if embedding not in names]
@@ -134,6 +140,8 @@ class Handle:
     @step.setter
     def step(self, step: int) -> None:
         self._noise.begin_step(step)
+        if self.clean_loss is not None:
+            self.clean_loss.begin_step(step)
         plugin_manager().hook.neftune_step(handle=self)
 
     @property
@@ -160,6 +168,12 @@ class Handle:
             if layout is not None:
                 return layout
         raise AssertionError("the built-in reader knows every batch")
+
+    def metrics(self) -> dict[str, float]:
+        """What to log of the time since the last call, by name: of the noise, of the clean loss, and of plugins. For
+        logging steps, because it waits for the model's device."""
+        found = plugin_manager().hook.neftune_metrics(handle=self)
+        return {name: value for metrics in reversed(found) for name, value in metrics.items()}
 
     def remove(self) -> None:
         """Take the noise out of the model, which is then as it was before. Does nothing the second time."""
@@ -239,6 +253,8 @@ class _Noise:
             if noisy and self.counts_forwards and not _in_backward():
                 if self.handle.config.schedule != "constant":
                     raise steps_unknown(self.handle.config)
+                if self.handle.clean_loss is not None:
+                    raise self.handle.clean_loss.step_unknown()
                 self.step.add_(1)
         stack.append(_Frame(owner, batch, noisy, noised))
         embeds = batch.get("inputs_embeds")
@@ -294,7 +310,15 @@ class _Noise:
         scales = token_scales(layout, output.shape[-1], self.alpha / hook.scale, padded_length=self.padded_length)
         if not torch.compiler.is_compiling():
             self.recomputable.append((held(input_ids), keys, scales))
-        return self._add(embedding, output, keys, scales)
+        measurements = self.handle.measurements
+        if measurements is None:
+            return self._add(embedding, output, keys, scales)
+        energy_3 = torch.zeros(3, device=output.device)
+        noisy = self._add(embedding, output, keys, scales, energy_3)
+        expected = expected_energy(scales, output.shape[-1], self.noise_type)
+        # What enters the first block: the embedding is multiplied on its way there.
+        measurements.add(layout, expected * hook.scale**2, energy_3 * hook.scale**2)
+        return noisy
 
     def _recomputable(self, input_ids: Tensor) -> tuple[Tensor, Tensor] | None:
         input_ids = held(input_ids)
@@ -304,17 +328,20 @@ class _Noise:
                 return keys, scales
         return None
 
-    def _add(self, embedding: nn.Module, output: Tensor, keys: Tensor, scales: Tensor) -> Tensor:
+    def _add(
+        self, embedding: nn.Module, output: Tensor, keys: Tensor, scales: Tensor, energy_3: Tensor | None = None
+    ) -> Tensor:
         if is_shared(output):
-            return add_to_shared(output, keys, scales, self.noise_type)
+            return add_to_shared(output, keys, scales, self.noise_type, energy_3)
         check_whole(embedding, output, keys)
         if torch.compiler.is_compiling():
             flat = output.reshape(-1, output.shape[-1])
-            return add_noise(flat, keys.reshape(-1), scales.reshape(-1), self.noise_type).view_as(output)
+            arguments = (keys.reshape(-1), scales.reshape(-1), self.noise_type)
+            return add_noise(flat, *arguments, energy_3=energy_3).view_as(output)
         if not _is_ours_alone(embedding, output):
             output = output.clone(memory_format=torch.contiguous_format)
         flat = output.detach().view(-1, output.shape[-1])
-        add_noise_(flat, keys.reshape(-1), scales.reshape(-1), self.noise_type)
+        add_noise_(flat, keys.reshape(-1), scales.reshape(-1), self.noise_type, energy_3=energy_3)
         return output
 
 

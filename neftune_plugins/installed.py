@@ -6,18 +6,9 @@ from collections.abc import Iterator
 
 from packaging.requirements import Requirement
 
+from neftune_plugins.findings import OURS, version
 from neftune_plugins.framework import Framework
 from neftune_plugins.manager import providers
-
-OURS = "neftune-plugins"
-
-
-def version(distribution: str) -> str | None:
-    """The installed version, or None."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def extra(framework: Framework) -> str:

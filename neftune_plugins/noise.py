@@ -128,21 +128,35 @@ def _noise(keys_N: Tensor, unit_scales_N: Tensor, channel_D: Tensor, noise_type:
 
 
 def add_noise(
-    x_ND: Tensor, keys_N: Tensor, scales_N: Tensor, noise_type: NoiseType, channel_D: Tensor | None = None
+    x_ND: Tensor,
+    keys_N: Tensor,
+    scales_N: Tensor,
+    noise_type: NoiseType,
+    channel_D: Tensor | None = None,
+    energy_3: Tensor | None = None,
 ) -> Tensor:
     """x + noise, added in float32 and rounded once to x's dtype; out of place and differentiable (a compiled graph's
     form: one fused pass).
 
     channel_D: int32 numbers of x's channels, where x is a slice of an embedding; by default it is all of one.
+    energy_3: float32, to which `energy` of the noise is added.
     """
     if channel_D is None:
         channel_D = _channels(x_ND.shape[-1], x_ND.device)
-    return (x_ND + _noise(keys_N, scales_N * noise_type.unit, channel_D, noise_type)).to(x_ND.dtype)
+    noise_ND = _noise(keys_N, scales_N * noise_type.unit, channel_D, noise_type)
+    if energy_3 is not None:
+        energy_3 += energy(noise_ND, x_ND.detach(), scales_N, noise_type)
+    return (x_ND + noise_ND).to(x_ND.dtype)
 
 
 @torch.no_grad()
 def add_noise_(
-    x_ND: Tensor, keys_N: Tensor, scales_N: Tensor, noise_type: NoiseType, channel_D: Tensor | None = None
+    x_ND: Tensor,
+    keys_N: Tensor,
+    scales_N: Tensor,
+    noise_type: NoiseType,
+    channel_D: Tensor | None = None,
+    energy_3: Tensor | None = None,
 ) -> Tensor:
     """`add_noise` in place and out of autograd's sight (the gradient is the identity), chunk by chunk, so that the
     scratch stays small. x_ND must be contiguous. Returns x_ND."""
@@ -154,5 +168,25 @@ def add_noise_(
     chunk = max(1, elements // dim)
     for first in range(0, x_ND.shape[0], chunk):
         rows = slice(first, first + chunk)
-        x_ND[rows] += _noise(keys_N[rows], unit_scales_N[rows], channel_D, noise_type)
+        noise_ND = _noise(keys_N[rows], unit_scales_N[rows], channel_D, noise_type)
+        if energy_3 is not None:
+            energy_3 += energy(noise_ND, x_ND[rows], scales_N[rows], noise_type)
+        x_ND[rows] += noise_ND
     return x_ND
+
+
+def energy(noise_ND: Tensor, x_ND: Tensor, scales_N: Tensor, noise_type: NoiseType) -> Tensor:
+    """Sums of squares: of the noise, of what it is on average, and of the x that have noise. Returns float32 (3,)."""
+    x_N = torch.linalg.vector_norm(x_ND, dim=-1, dtype=torch.float32)
+    return torch.stack(
+        (
+            noise_ND.square().sum(),
+            expected_energy(scales_N, x_ND.shape[-1], noise_type),
+            torch.where(scales_N > 0, x_N.square(), 0.0).sum(),
+        )
+    )
+
+
+def expected_energy(scales_N: Tensor, dim: int, noise_type: NoiseType) -> Tensor:
+    """The sum of squares that the noise of these tokens has on average. Returns a float32 scalar."""
+    return scales_N.square().sum() * (dim * noise_type.rms**2)

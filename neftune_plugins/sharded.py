@@ -39,11 +39,14 @@ def has_shared_weight(embedding: nn.Module) -> bool:
     return is_shared(getattr(embedding, "weight", None))
 
 
-def add_to_shared(output: DTensor, keys_BL: Tensor, scales_BL: Tensor, noise_type: NoiseType) -> Tensor:
+def add_to_shared(
+    output: DTensor, keys_BL: Tensor, scales_BL: Tensor, noise_type: NoiseType, energy_3: Tensor | None = None
+) -> Tensor:
     """`output` (B, L, D), in any placement, plus the noise of the whole batch: a DTensor again.
 
     Each process adds to the tokens and channels that it holds. Sums that are still spread over the processes
     (vocabulary-parallel lookups) are brought together first, because noise belongs to the sum and not to each part.
+    energy_3: as in `add_noise`, of what this process holds.
     """
     from torch.distributed.tensor import DTensor, Replicate
 
@@ -52,7 +55,7 @@ def add_to_shared(output: DTensor, keys_BL: Tensor, scales_BL: Tensor, noise_typ
     output = output.redistribute(placements=placements)
     row_B, column_L, channel_D = (_held_indices(output, dim) for dim in range(3))
     keys_BL, scales_BL = (tensor_BL[row_B][:, column_L] for tensor_BL in (keys_BL, scales_BL))
-    arguments = (keys_BL.reshape(-1), scales_BL.reshape(-1), noise_type, channel_D.to(torch.int32))
+    arguments = (keys_BL.reshape(-1), scales_BL.reshape(-1), noise_type, channel_D.to(torch.int32), energy_3)
     if torch.compiler.is_compiling():
         local = output.to_local()
         noisy = add_noise(local.reshape(-1, local.shape[-1]), *arguments).view_as(local)

@@ -1,7 +1,9 @@
 """Text for people: aligned and in colour on a terminal, the same without colour in a pipe."""
 
 import os
+import shutil
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -15,6 +17,14 @@ def coloured(text: str, colour: str) -> str:
     if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return text
     return f"\033[{_COLOURS[colour]}m{text}\033[0m"
+
+
+def folded(text: str, indent: int) -> str:
+    """The text, which begins at that column; on a terminal folded at its width, to go on at the same column."""
+    if not sys.stdout.isatty():
+        return text
+    width = max(shutil.get_terminal_size().columns - indent, 20)
+    return f"\n{' ' * indent}".join(textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False))
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:

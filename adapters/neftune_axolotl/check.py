@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from axolotl.cli.config import prepare_plugins
@@ -10,12 +11,14 @@ from axolotl.utils.config import validate_config
 from axolotl.utils.dict import DictDefault
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
+from transformers import TrainingArguments
 
 from neftune_axolotl.plugin import NEFTunePlugin
 from neftune_plugins import CheckedModel, NoiseConfig, NoiseConfigError, NoiseNotAppliedError, enabled
 from neftune_plugins.config import keys_in
 
 _OURS = "neftune_axolotl.NEFTunePlugin"
+_TRAINERS_SEED: Any = TrainingArguments.__dataclass_fields__["seed"].default
 
 
 def adapter() -> str:
@@ -50,7 +53,7 @@ def check(file: Path) -> Sequence[CheckedModel]:
             keys=keys_in(validated),
             model=validated["base_model"],
             native=not validated.get("rl"),  # its builder of RL trainers leaves the key out
-            seed=validated.get("seed"),
+            seed=_TRAINERS_SEED if validated.get("seed") is None else validated["seed"],
         )
     ]
 

@@ -1,11 +1,15 @@
 """V1, which has trainers and callbacks of its own, and no NEFTune."""
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch as patched
 
 from llamafactory.v1.config import TrainingArguments
 from llamafactory.v1.utils import logging
 from llamafactory.v1.utils.callbacks import TrainerCallback, TrainerState
+from llamafactory.v1.utils.helper import compute_valid_tokens
 
 from neftune_llamafactory.arguments import check_distribution
 from neftune_plugins import Handle, enabled, install
@@ -49,6 +53,14 @@ class NEFTuneV1Callback(TrainerCallback):  # type: ignore[misc]
         if self._handle is not None:
             self._handle.step = state.global_step - 1  # counted before the step here, after it in transformers
 
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, **kwargs: Any) -> None:
+        if self._handle is not None:
+            self._handle.step = state.global_step
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, logs: dict[str, Any], **kwargs: Any) -> None:
+        if self._handle is not None:
+            logs.update(self._handle.metrics())
+
     def on_train_end(self, args: TrainingArguments, state: TrainerState, **kwargs: Any) -> None:
         self.remove()
 
@@ -58,6 +70,30 @@ class NEFTuneV1Callback(TrainerCallback):  # type: ignore[misc]
             self._handle.remove()
             self._handle = None
 
+    @contextlib.contextmanager
+    def surrounding(self, trainer: Any) -> Iterator[None]:
+        """What `trainer.fit()` runs in: the loss without noise beside its own, ours gone at the end."""
+        compute_loss = trainer.compute_loss
+
+        def compute_both(batch: Any) -> Any:
+            clean_loss = None if self._handle is None else self._handle.clean_loss
+            if clean_loss is None:
+                return compute_loss(batch)
+            # What the trainer itself weights the batches of a step by.
+            tokens = compute_valid_tokens([batch]) if clean_loss.due else 0
+            return clean_loss.beside(
+                lambda: compute_loss(batch),
+                without_noise=lambda: compute_loss(batch) * tokens,
+                loss=lambda loss: loss * tokens,
+                weight=tokens,
+            )
+
+        try:
+            with patched.object(trainer, "compute_loss", compute_both):
+                yield
+        finally:
+            self.remove()
+
 
 def patch(module: Any) -> None:
     """Patch `llamafactory.v1.core.base_trainer`: trainers have the callback, and it ends also when training raises."""
@@ -65,17 +101,16 @@ def patch(module: Any) -> None:
 
     @functools.wraps(fit)
     def fit_with_callback(self: Any) -> None:
+        processor = self.renderer.processor
+        tokenizer = getattr(processor, "tokenizer", processor)
         callbacks = self.callback_handler.callbacks
-        if not any(isinstance(callback, NEFTuneV1Callback) for callback in callbacks):
-            processor = self.renderer.processor
-            tokenizer = getattr(processor, "tokenizer", processor)
-            # First, so that those who come later see the model as it is trained.
-            callbacks.insert(0, NEFTuneV1Callback(pad_token_id=getattr(tokenizer, "pad_token_id", None)))
-        try:
+        ours = [callback for callback in callbacks if isinstance(callback, NEFTuneV1Callback)]
+        ours = ours or [NEFTuneV1Callback(pad_token_id=getattr(tokenizer, "pad_token_id", None))]
+        # First, so that the others see the model as it is trained, and log our metrics.
+        callbacks[:] = ours + [callback for callback in callbacks if callback not in ours]
+        with contextlib.ExitStack() as stack:
+            for callback in ours:
+                stack.enter_context(callback.surrounding(self))
             fit(self)
-        finally:
-            for callback in callbacks:
-                if isinstance(callback, NEFTuneV1Callback):
-                    callback.remove()
 
     module.BaseTrainer.fit = fit_with_callback

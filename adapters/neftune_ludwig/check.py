@@ -9,6 +9,7 @@ from ludwig.error import ConfigValidationError
 from ludwig.schema.llms import model_parameters
 from ludwig.schema.model_types.base import ModelConfig
 from ludwig.utils.data_utils import load_yaml
+from ludwig.utils.defaults import default_random_seed
 from transformers import AutoConfig, LlamaConfig
 
 from neftune_ludwig.schema import KEYS, keys, stop_if_unpatched
@@ -49,11 +50,12 @@ def check(file: Path) -> Sequence[CheckedModel]:
 
 def _models(config: Any) -> Iterator[CheckedModel]:
     place = "model_parameters"
+    seed = {"seed": default_random_seed, "seed_place": ()}  # --random_seed of its command line, no key
     if config.model_type == "llm":
-        yield CheckedModel((place,), keys(config.model_parameters), config.base_model, native=True)
+        yield CheckedModel((place,), keys(config.model_parameters), config.base_model, native=True, **seed)
         return
     for number, feature in enumerate(config.input_features):
         encoder = feature.encoder
         if encoder.type == "llm" and not feature.tied:  # a tied feature has the encoder of another
             owner = ("input_features", number, "encoder", place)
-            yield CheckedModel(owner, keys(encoder.model_parameters), encoder.base_model, native=False)
+            yield CheckedModel(owner, keys(encoder.model_parameters), encoder.base_model, native=False, **seed)

@@ -33,7 +33,7 @@ def add_callback(module: Any) -> None:
         from neftune_ludwig.callback import NEFTuneCallback, language_models
 
         init(self, *args, **kwargs)
-        wanted = any(keys(parameters) for _, parameters in language_models(self.model))
+        wanted = any(keys(parameters) for *_, parameters in language_models(self.model))
         if enabled() and wanted and not _ours(self):
             self.callbacks = [*self.callbacks, NEFTuneCallback()]
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from axolotl.integrations.base import BasePlugin
 from torch import nn
@@ -26,6 +28,18 @@ if "RANK" in os.environ and not torch.cuda.is_available():
     # Axolotl asks this where there are several processes. It takes the answer of a torch without CUDA, but not that of
     # a torch with CUDA on a machine without, which is a RuntimeError.
     torch.cuda.can_device_access_peer = _as_built_for_the_cpu
+
+
+save_to_disk = datasets.Dataset.save_to_disk
+
+
+@functools.wraps(save_to_disk)
+def _save_here(*args: Any, num_proc: int | None = None, **kwargs: Any) -> None:
+    """Else a spawned worker imports everything again, for half a minute."""
+    save_to_disk(*args, **kwargs)
+
+
+datasets.Dataset.save_to_disk = _save_here
 
 
 class ProbePlugin(BasePlugin):

@@ -3,7 +3,6 @@
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import yaml
 
 from tests.axolotl.configs import base_config
 from tests.axolotl.driver import NEEDS_PLUGINS_KEY, OUR_PLUGIN, make_driver, with_plugin, without_entry_point
-from tests.axolotl.runs import axolotl_cli, axolotl_torchrun, run_axolotl
+from tests.axolotl.runs import SCRIPTS, WARM, axolotl_cli, axolotl_torchrun, run_axolotl
 from tests.support import specification
 from tests.support.bad_values import BAD_KEYS
 from tests.support.demo import check_demo
@@ -21,6 +20,7 @@ from tests.support.recorder import Run
 
 ROOT = Path(__file__).parents[2]
 KEYS = {"neftune_noise_alpha": 5}
+OURS = ["neftune_plugins.injection._EmbeddingHook"]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_the_command_line_with_one_key(driver, tmp_path):
     examples = [example for call in run.calls for example in per_example(call, driver.pad_id)]
     assert len(examples) == 20
     assert all(abs(ratio(example, 5) - 1) < 0.05 for example in examples)
-    assert neftune_hooks(run) == ["neftune_plugins.injection._EmbeddingHook"]
+    assert neftune_hooks(run) == OURS
 
 
 def test_the_command_line_with_a_bad_value_fails_before_the_model_loads(driver, tmp_path):
@@ -75,7 +75,7 @@ def test_null_is_off(driver, tmp_path):
 def test_axolotls_older_name_of_the_key_is_taken_over_too(driver, tmp_path):
     keys = {"noisy_embedding_alpha": 5, "neftune_noise_type": "gaussian"}
     run = run_axolotl(with_plugin(base_config(driver.model, "sft") | keys), tmp_path)
-    assert neftune_hooks(run) == ["neftune_plugins.injection._EmbeddingHook"]
+    assert neftune_hooks(run) == OURS
 
 
 @pytest.mark.parametrize("value", [float("nan"), True, "5", -1])
@@ -126,6 +126,7 @@ def test_two_processes_share_the_batch_of_one(driver, tmp_path):
     single = run_axolotl(config, tmp_path / "one")
     ranks = axolotl_torchrun(config | {"micro_batch_size": 2}, tmp_path / "two")
     assert ranks[0].returncode == 0, ranks[0].output
+    assert [neftune_hooks(rank) for rank in ranks] == [OURS, OURS]
     for step in range(2):
         want = noise_of_examples(single, driver.pad_id, step)
         parts = [noise_of_examples(rank, driver.pad_id, step) for rank in ranks]
@@ -182,15 +183,8 @@ def test_examples_train_with_noise(driver, path, tmp_path):
 
 
 def neftune(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(Path(sys.executable).with_name("neftune")), *arguments],
-        cwd=cwd,
-        env={**os.environ, "AXOLOTL_DO_NOT_TRACK": "1", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
+    """The command is warm, but what the demo launches is new."""
+    return WARM.run([SCRIPTS / "neftune", *arguments], cwd=cwd, env={**os.environ, **environment})
 
 
 def test_the_demo_trains_and_reports(tmp_path):

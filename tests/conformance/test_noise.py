@@ -139,6 +139,48 @@ def test_noise_leaves_the_random_state_and_the_data_order_alone(run, driver, mod
         assert a.input_ids is None or torch.equal(a.input_ids, b.input_ids)
 
 
+def test_what_is_logged_is_what_entered(run, driver, mode):
+    result = run(mode, neftune_noise_alpha=ALPHA)
+    logged = [entry for entry in result.logs if "neftune/alpha" in entry]
+    assert [entry["step"] for entry in logged] == [step["step"] for step in result.steps]
+    for entry in logged:
+        entered = [call for call in trained(result) if call.global_step == entry["step"] - 1]
+        noises = [example.noise.double() for _, example in examples(entered, driver.pad_id)]
+        assert entry["neftune/alpha"] == ALPHA
+        assert entry["neftune/sequences"] == len(noises)
+        assert entry["neftune/mean_length"] == pytest.approx(sum(map(len, noises)) / len(noises), rel=1e-4)
+        norm = math.sqrt(sum(noise.square().sum().item() for noise in noises) / len(noises))
+        assert entry["neftune/noise_norm"] == pytest.approx(norm, rel=1e-4)
+        assert entry["neftune/noise_norm_expected"] == pytest.approx(ALPHA / math.sqrt(3), rel=1e-4)
+        if entry["step"] == 1:  # the embedding is still the one that the test knows
+            clean = [driver.weight[example.ids].double() for _, example in examples(entered, driver.pad_id)]
+            signal = sum(one.square().sum().item() for one in clean) / len(clean)
+            decibels = 10 * math.log10(signal / norm**2)
+            assert entry["neftune/signal_to_noise_db"] == pytest.approx(decibels, rel=1e-3)
+
+
+def test_the_loss_without_noise_is_logged_and_leaves_training_alone(run, sft_mode):
+    noisy, clean = run(sft_mode, neftune_noise_alpha=ALPHA), run(sft_mode)
+    both = run(sft_mode, neftune_noise_alpha=ALPHA, neftune_clean_loss_steps=2)
+    assert both.weights == noisy.weights
+    assert [step["rng"] for step in both.steps] == [step["rng"] for step in noisy.steps]
+    assert both.losses == noisy.losses
+    found = {entry["step"]: entry for entry in both.logs if "neftune/clean_loss" in entry}
+    assert list(found) == [2, 4]
+    for step, entry in found.items():
+        assert entry["neftune/noisy_loss"] == pytest.approx(noisy.losses[step - 1], rel=1e-4)
+        assert entry["neftune/clean_loss"] != entry["neftune/noisy_loss"]
+    # At the first step the model is that of the run without noise, and dropout and batch are.
+    first = run(sft_mode, neftune_noise_alpha=ALPHA, neftune_clean_loss_steps=1).logs[0]
+    assert first["neftune/clean_loss"] == pytest.approx(clean.losses[0], rel=1e-4)
+
+
+def test_metrics_can_be_switched_off(run, sft_mode):
+    off = run(sft_mode, neftune_noise_alpha=ALPHA, neftune_metrics=False)
+    assert off.weights == run(sft_mode, neftune_noise_alpha=ALPHA).weights
+    assert not [name for entry in off.logs for name in entry if name.startswith("neftune/")]
+
+
 def test_runs_repeat_bit_for_bit(driver, sft_mode, tmp_path):
     # Side by side: TRL 0.19 changes the last bits of every run after the first in a process with it.
     one, other = (driver.train(sft_mode, {"neftune_noise_alpha": ALPHA}, folder=tmp_path / name) for name in "ab")

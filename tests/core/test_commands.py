@@ -1,21 +1,22 @@
 """`neftune doctor`, `check`, `frameworks` and `noise-types`, with a small framework that is healthy or broken."""
 
 import dataclasses
+import html
 import json
 import os
-import pty
+import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from neftune_plugins import NoiseConfig
+from neftune_plugins.check import Checked, report
 from neftune_plugins.config import key
-from tests.support.commands import ENVIRONMENT, neftune
-from tests.support.documentation import shown
+from tests.support.commands import neftune, on_a_terminal
+from tests.support.documentation import ROOT, shown
 
 PLUGIN = """
 from pathlib import Path
@@ -142,6 +143,40 @@ def test_the_doctor_on_a_plugin_that_does_not_load(little):
     assert found["plugin"]["remedy"] == "update it, or pip uninstall little-adapter"
 
 
+def test_the_doctor_on_two_plugins_with_one_name(little, tmp_path):
+    environment = little()
+    distribution(tmp_path / "site", "tiny-adapter", "1.0", points="[neftune_plugins]\ntiny = tiny_adapter\n")
+    (tmp_path / "site" / "tiny_adapter.py").write_text(PLUGIN)
+    status, found = findings(environment, "environment")
+    assert status == 1
+    assert found["plugin"]["found"] == "ValueError: two plugins provide a framework named 'little'"
+    assert re.fullmatch(r"update it, or pip uninstall .*little-adapter.* or tiny-adapter", found["plugin"]["remedy"])
+
+
+def test_the_other_commands_point_at_a_plugin_that_does_not_load(little):
+    result = neftune("noise-types", **little(plugin="import absent_module"))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("neftune: a plugin does not work: little_adapter: ModuleNotFoundError: No module")
+    assert result.stderr.endswith("`neftune doctor` says what to do\n")
+
+
+def test_a_torch_that_does_not_load(tmp_path):
+    (tmp_path / "torch.py").write_text("raise OSError('libtorch_cpu.so: cannot open shared object file')")
+    environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    exact = f'"torch=={version("torch")}"'
+    status, found = findings(environment, "environment")
+    assert status == 1
+    assert found["torch"]["found"].endswith(
+        "does not load: torch: OSError: libtorch_cpu.so: cannot open shared object file"
+    )
+    assert found["torch"]["remedy"] == f"pip install --force-reinstall {exact}"
+    listing = neftune("frameworks", **environment)
+    assert (listing.returncode, listing.stdout) == (2, "")
+    assert listing.stderr.startswith(f"neftune: torch {version('torch')} does not load: torch: OSError: libtorch")
+    assert listing.stderr.endswith(f"; remedy: {found['torch']['remedy']}\n")
+    assert neftune("--help", **environment).returncode == 0  # which does not wait for torch
+
+
 def test_the_listings_have_those_of_plugins(little):
     environment = little()
     rows = [line.split() for line in neftune("frameworks", **environment).stdout.splitlines()]
@@ -170,6 +205,7 @@ noise:
 RIGHT = {
     "gaussian": CONFIG,
     "padded": CONFIG.replace("gaussian", "uniform") + "  neftune_noise_length: padded\n",
+    "falling": CONFIG.replace("seed: 7\n", "") + "  neftune_noise_schedule: linear\n",
     "quiet": "little_model: m\nnoise: {}\n",
     "json": json.dumps({"little_model": "m", "noise": {"neftune_noise_alpha": 5}}),
 }
@@ -206,12 +242,19 @@ def test_check_tells_keys_sources_and_noise(little, tmp_path):
     assert model["place"] == "noise"
     assert model["keys"]["neftune_noise_alpha"] == {"value": 5, "source": "line 5"}
     assert model["keys"]["neftune_noise_type"] == {"value": "gaussian", "source": "line 6"}
-    assert model["keys"]["neftune_noise_seed"] == {"value": 7, "source": "the run's seed"}
+    assert model["keys"]["neftune_noise_seed"] == {"value": 7, "source": "the run's seed, line 2"}
     assert set(model["keys"]) == {key(field) for field in dataclasses.fields(NoiseConfig)}
     assert [norm["noise"] for norm in model["lengths"]] == [5 / 4**0.5, 5 / 16**0.5]
     native = [5 / (3 * 16) ** 0.5] * 2  # of the longest, for all
     assert [norm["native"] for norm in model["lengths"]] == pytest.approx(native)
     assert [norm["noise"] for norm in results["padded"]["models"][0]["lengths"]] == pytest.approx(native)
+    [falling] = results["falling"]["models"]
+    assert falling["alphas"] == [5, 3.75, 2.5, 1.25, 0]
+    assert falling["lengths"][0]["noise"] == model["lengths"][0]["noise"]
+    assert falling["keys"]["neftune_noise_seed"]["source"] == "the run's seed, the framework's default"
+    shown = report([Checked(**results["falling"])])
+    assert shown.endswith("the first step. Alpha after each quarter of the run: 3.75, 2.5, 1.25, 0.")
+    assert "Alpha after" not in report([Checked(**results["gaussian"])])
     assert results["quiet"]["models"][0]["keys"] == {}
     assert results["json"]["models"][0]["keys"]["neftune_noise_alpha"] == {"value": 5, "source": "line 1"}
 
@@ -249,32 +292,29 @@ def test_check_with_the_package_switched_off(little, tmp_path):
     assert "unset NEFTUNE_PLUGINS" in results["config"]["problem"]
 
 
-def on_a_terminal(*arguments: str, **environment: str) -> str:
-    """What the command shows where both of its outputs are a terminal."""
-    screen, terminal = pty.openpty()
-    command = [str(Path(sys.executable).with_name("neftune")), *arguments]
-    process = subprocess.Popen(
-        command, stdout=terminal, stderr=terminal, env={**os.environ, **ENVIRONMENT, **environment}
-    )
-    os.close(terminal)
-    shown = b""
-    try:
-        while part := os.read(screen, 4096):
-            shown += part
-    except OSError:  # Linux: the other end is closed
-        pass
-    process.wait()
-    os.close(screen)
-    return shown.decode()
-
-
 def test_a_terminal_has_colour_and_progress_and_a_pipe_has_neither(little):
     environment = little("import time; time.sleep(1.5); hook = None")
     shown = on_a_terminal("doctor", **environment)
     assert "\033[32mok   \033[0m  little " in shown
     assert "importing" in shown and " ... 1 s" in shown
     assert "\r\033[K" in shown
-    assert "\033[32m" not in on_a_terminal("doctor", **environment, NO_COLOR="1")
+    narrow = on_a_terminal("doctor", columns=60, **environment, NO_COLOR="1").rpartition("\033[K")[2]
+    assert "WRONG" not in narrow and "\033" not in narrow
+    assert max(map(len, narrow.splitlines())) <= 60
     piped = neftune("doctor", **environment)
     assert "  ok     little " in piped.stdout
     assert "\033" not in piped.stdout + piped.stderr and "\r" not in piped.stdout + piped.stderr
+
+
+def test_the_pictures_show_what_the_page_shows():
+    """As tests/support/capture.py takes them, in the environments of which the page speaks."""
+    page = ROOT / "docs" / "commands.md"
+    for name, block in (
+        ("doctor", shown("docs/commands.md", "text", 0)),
+        ("check", shown("docs/commands.md", "text", 1)),
+    ):
+        picture = (ROOT / "docs" / "images" / f"{name}.svg").read_text()
+        prompt, *words = map(html.unescape, re.findall(r">([^<]+)</text>", picture))
+        assert prompt.startswith(f"$ neftune {name}")
+        assert "".join("".join(words).split()) == "".join(block.split())
+        assert f"(images/{name}.svg)" in page.read_text()

@@ -37,9 +37,13 @@ def test_all_keys():
             "neftune_noise_length": "padded",
             "neftune_noise_schedule": "cosine",
             "neftune_noise_seed": 0,
+            "neftune_metrics": False,
+            "neftune_clean_loss_steps": 10,
         }
     )
-    assert config == NoiseConfig(alpha=5, type="gaussian", length="padded", schedule="cosine", seed=0)
+    assert config == NoiseConfig(
+        alpha=5, type="gaussian", length="padded", schedule="cosine", seed=0, metrics=False, clean_loss_steps=10
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,5 +79,8 @@ def test_what_keys_and_a_callback_cannot_say(keys, given, message):
 
 
 def test_a_misspelt_argument_of_a_callback_is_told_the_right_ones():
-    with pytest.raises(TypeError, match=r"has no argument 'sead'; it has alpha, type, length, schedule, seed"):
+    with pytest.raises(
+        TypeError,
+        match=r"has no argument 'sead'; it has alpha, type, length, schedule, seed, metrics, clean_loss_steps",
+    ):
         resolve({}, {"alpha": 5, "sead": 1})

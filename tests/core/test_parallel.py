@@ -1,6 +1,7 @@
 """Several processes: the noise of an example is that of one process, however model and batch are shared out, and
 whenever the noise is installed."""
 
+import math
 import multiprocessing
 import subprocess
 import sys
@@ -191,9 +192,9 @@ def model() -> ToyModel:
     return made
 
 
-def train(layout: Layout, when: str, rank: int, processes: int, meshes: dict[int, Any]) -> dict[str, Tensor | None]:
-    """One optimisation step on this process's examples; gives what came out of the embedding, and the gradient of its
-    weight as this process has it."""
+def train(layout: Layout, when: str, rank: int, processes: int, meshes: dict[int, Any]) -> dict[str, Any]:
+    """One optimisation step on this process's examples; gives what came out of the embedding, the gradient of its
+    weight as this process has it, and the metrics."""
     inner = model()
     if when == "before":
         handle = install(inner, CONFIG)
@@ -211,7 +212,7 @@ def train(layout: Layout, when: str, rank: int, processes: int, meshes: dict[int
     gradient: Any = inner.embed_tokens.weight.grad if layout.has_gradient else None
     if hasattr(gradient, "full_tensor"):
         gradient = gradient.full_tensor()
-    return {"entered": torch.cat(entered), "gradient": gradient}
+    return {"entered": torch.cat(entered), "gradient": gradient, "metrics": handle.metrics()}
 
 
 def rank_main(rank: int, processes: int, folder: Path) -> None:
@@ -229,7 +230,7 @@ def rank_main(rank: int, processes: int, folder: Path) -> None:
         for when in ("before", "after"):
             torch.save(train(layout, when, rank, processes, meshes), folder / f"{name}-{when}-{rank}.pt")
     if processes == 2:
-        for check in (recomputed, compiled, refused):
+        for check in (recomputed, compiled, refused, clean_losses):
             torch.save(check(flat), folder / f"{check.__name__}-{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -302,6 +303,22 @@ def refused(mesh: Any) -> list[str]:
     return messages
 
 
+def clean_losses(mesh: Any) -> dict[str, float]:
+    """The metrics of a step in which each process has two micro-batches of its own."""
+    made, rank = model(), mesh.get_rank()
+    with install(made, NoiseConfig(alpha=5.0, clean_loss_steps=1, metrics=False)) as handle:
+        handle.step = 0
+        for weight in (1, 3):
+            handle.clean_loss.beside(
+                lambda weight=weight: torch.tensor(2.0 * weight * rank),
+                without_noise=lambda weight=weight: torch.tensor(1.0 * weight * (rank + weight)),
+                loss=lambda loss: loss,
+                weight=weight,
+            )
+        handle.step = 1
+        return handle.metrics()
+
+
 def all_ranks(folder: Path) -> None:
     """Everything that several processes do, in forks of this one: imports take longer than all the rest."""
 
@@ -326,7 +343,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     return {processes: folder / str(processes) for processes in LAYOUTS}
 
 
-def one_process() -> dict[str, Tensor | None]:
+def one_process() -> dict[str, Any]:
     return train(Layout(alone), "after", 0, 1, {1: None})
 
 
@@ -346,6 +363,30 @@ def test_each_example_has_the_noise_of_one_process(processes, name, when, ranks)
     if layout.has_gradient and layout.joined != 1:  # with a slice of the sequence the toy is another model
         for of_rank in made:
             torch.testing.assert_close(of_rank["gradient"] / layout.micro_batches, want["gradient"])
+
+
+@pytest.mark.parametrize(("processes", "name", "when"), CASES)
+def test_each_process_measures_the_noise_that_it_holds(processes, name, when, ranks):
+    layout = LAYOUTS[processes][name]
+    parts = processes // layout.tensor_parallel
+    clean = nn.functional.embedding(batch()[0], model().embed_tokens.weight).detach()
+    noise = (one_process()["entered"] - clean).double()
+    for rank in range(processes):
+        mine = slice(*(len(LENGTHS) // parts * (rank // layout.tensor_parallel + end) for end in (0, 1)))
+        metrics = torch.load(ranks[processes] / f"{name}-{when}-{rank}.pt")["metrics"]
+        assert metrics["neftune/sequences"] == len(LENGTHS[mine])
+        assert metrics["neftune/mean_length"] == pytest.approx(sum(LENGTHS[mine]) / len(LENGTHS[mine]))
+        assert metrics["neftune/noise_norm_expected"] == pytest.approx(5 / math.sqrt(3))
+        norm = math.sqrt(noise[mine].square().sum() / len(LENGTHS[mine]))
+        # Of a slice it is an estimate: one token's 48 values, if it has no more, have this standard error.
+        error = 1e-4 if layout.tensor_parallel == 1 else 5 * math.sqrt(9 / 5 - 1) / (2 * math.sqrt(48))
+        assert metrics["neftune/noise_norm"] == pytest.approx(norm, rel=error)
+
+
+def test_the_loss_without_noise_is_the_weighted_mean_over_all_processes(ranks):
+    for rank in range(2):
+        metrics = torch.load(ranks[2] / f"clean_losses-{rank}.pt")
+        assert metrics == {"neftune/clean_loss": (1 * 1 + 3 * 3 + 1 * 2 + 3 * 4) / 8, "neftune/noisy_loss": 1.0}
 
 
 def test_the_page_shows_this_matrix():

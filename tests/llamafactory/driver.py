@@ -6,7 +6,6 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,13 @@ import pytest
 from datasets import Dataset, DatasetDict
 from neftune_llamafactory.callback import FromArguments
 from neftune_transformers.tiny import make_tiny_model
-from packaging.version import Version
 from safetensors.torch import load_file
 
 from tests.conformance import golden
 from tests.llamafactory.configs import MODES, V1_MODES, base_config, command
-from tests.llamafactory.runs import llamafactory_cli, run_llamafactory
+from tests.llamafactory.runs import HAS_V1, llamafactory_cli, run_llamafactory
 from tests.support.loading import transformers_loads_model
 from tests.support.recorder import KILL_AFTER, AtStepEnd, Run
-
-# Before 0.9.5, V1 is a skeleton, and neat_packing refuses every transformers that this package supports.
-HAS_V1 = Version(version("llamafactory")) >= Version("0.9.5")
 
 
 def make_driver() -> LlamaFactoryDriver:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from tests.llamafactory.runs import RECORD_DIR
 from tests.support.recorder import Recorder, embedding_hooks
 
 
@@ -26,6 +30,18 @@ class KeepingRecorder(Recorder):
         if self.model is not None:
             self.record["hooks_after"] = embedding_hooks(self.model)
             self.write()
+
+
+class RankRecorder(KeepingRecorder):
+    """Writes into the folder of this rank, under the one that the environment names, until the process ends."""
+
+    def __init__(self) -> None:
+        folder = Path(os.environ[RECORD_DIR])
+        if "RANK" in os.environ:
+            folder /= f"rank{os.environ['RANK']}"
+        folder.mkdir(parents=True, exist_ok=True)
+        super().__init__(folder)
+        atexit.register(self.finish)
 
 
 def record_v1(trainer_class: type, recorder: Callable[[], Recorder]) -> Callable[[], None]:

@@ -15,23 +15,27 @@ import logging
 import os
 import random
 import shutil
-import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
+from packaging.version import Version
 
 from tests.support.logs import LineHandler
 from tests.support.recorder import AtStepEnd, Run, read_run
+from tests.support.warm import Execute, Warm
 
 ROOT = Path(__file__).parents[2]
 SITE = Path(__file__).parent / "site"
 RECORD_DIR = "NEFTUNE_TEST_RECORD_DIR"  # environment variable: where the command line's recorder writes
+# Before 0.9.5, V1 is a skeleton, and neat_packing refuses every transformers that this package supports.
+HAS_V1 = Version(version("llamafactory")) >= Version("0.9.5")
 
 ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",
@@ -40,6 +44,10 @@ ENVIRONMENT = {
 }
 # Before `datasets` or `huggingface_hub` is imported, which read them once.
 os.environ.update(ENVIRONMENT)
+
+SCRIPTS = Path(sys.executable).parent
+MODULES = ("llamafactory.train.tuner", *(["llamafactory.v1.trainers.sft_trainer"] if HAS_V1 else []))
+WARM = Warm(*MODULES, environment=ENVIRONMENT, paths=[SITE])
 
 
 def run_llamafactory(
@@ -80,40 +88,27 @@ def llamafactory_cli(
     config: dict[str, Any],
     workdir: Path,
     command: str = "train",
-    *arguments: str,
+    *,
     env: dict[str, str] | None = None,
-    timeout: float = 600,
+    execute: Execute = WARM.run,
 ) -> Run:
-    """Train by the true command line, `llamafactory-cli train cfg.yaml`, in a subprocess.
+    """Train by the true command line, `llamafactory-cli train cfg.yaml`, in a process of its own.
 
     Does not raise when it fails: look at `returncode` and `output`. Records up to the failure are in the run.
     """
-    return _execute(config, workdir, command, arguments, env or {}, timeout, [workdir])[0]
+    return _execute(config, workdir, command, env or {}, [workdir], execute)[0]
 
 
-def llamafactory_torchrun(
-    config: dict[str, Any],
-    workdir: Path,
-    command: str = "train",
-    *arguments: str,
-    processes: int = 2,
-    env: dict[str, str] | None = None,
-    timeout: float = 600,
-) -> list[Run]:
-    """As `llamafactory_cli`, with FORCE_TORCHRUN=1; one run for each rank, all with the same output."""
-    env = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(processes), **(env or {})}
+def llamafactory_torchrun(config: dict[str, Any], workdir: Path, *, processes: int = 2) -> list[Run]:
+    """As `llamafactory_cli`, with FORCE_TORCHRUN=1, which starts new processes; one run for each rank, all with the
+    same output."""
+    env = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(processes)}
     folders = [workdir / f"rank{rank}" for rank in range(processes)]
-    return _execute(config, workdir, command, arguments, env, timeout, folders)
+    return _execute(config, workdir, "train", env, folders, WARM.run)
 
 
 def _execute(
-    config: dict[str, Any],
-    workdir: Path,
-    command: str,
-    arguments: tuple[str, ...],
-    env: dict[str, str],
-    timeout: float,
-    folders: list[Path],
+    config: dict[str, Any], workdir: Path, command: str, env: dict[str, str], folders: list[Path], execute: Execute
 ) -> list[Run]:
     config_path = workdir / "cfg.yaml"
     config = _prepare(config, workdir)
@@ -121,23 +116,13 @@ def _execute(
     for folder in folders:  # records of an earlier run in the same folder
         for name in ("record.json", "probe.pt"):
             (folder / name).unlink(missing_ok=True)
-    scripts = Path(sys.executable).parent
     environment = {**os.environ, **ENVIRONMENT, RECORD_DIR: str(workdir), **env}
     if command != "train":
         environment["USE_V1"] = "1"
-    environment["PATH"] = f"{scripts}{os.pathsep}{environment['PATH']}"
+    environment["PATH"] = f"{SCRIPTS}{os.pathsep}{environment['PATH']}"
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SITE), str(ROOT), os.environ.get("PYTHONPATH")]))
     start = time.perf_counter()
-    process = subprocess.run(
-        [str(scripts / "llamafactory-cli"), command, str(config_path), *arguments],
-        cwd=workdir,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    process = execute([SCRIPTS / "llamafactory-cli", command, config_path], cwd=workdir, env=environment)
     seconds = time.perf_counter() - start
     runs = [read_run(folder) for folder in folders]
     for run in runs:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.llamafactory.driver import HAS_V1
+from tests.llamafactory.runs import HAS_V1
 from tests.support.commands import (
     assert_examples_are_right,
     assert_healthy,

@@ -9,7 +9,6 @@ import inspect
 import json
 import os
 import re
-import subprocess
 import sys
 import types
 from collections import defaultdict
@@ -25,9 +24,19 @@ from neftune_plugins import NoiseConfig, NoiseConfigError
 from neftune_plugins.config import key
 from neftune_plugins.layout import read_layout
 from tests.llamafactory.configs import LORA, V1_MODES, base_config, command
-from tests.llamafactory.driver import HAS_V1, make_driver
+from tests.llamafactory.driver import make_driver
 from tests.llamafactory.recorders import KeepingRecorder, record_v1
-from tests.llamafactory.runs import ENVIRONMENT, SITE, clean_process, llamafactory_cli, llamafactory_torchrun
+from tests.llamafactory.runs import (
+    ENVIRONMENT,
+    HAS_V1,
+    RECORD_DIR,
+    SCRIPTS,
+    SITE,
+    WARM,
+    clean_process,
+    llamafactory_cli,
+    llamafactory_torchrun,
+)
 from tests.support import specification
 from tests.support.bad_values import BAD_KEYS
 from tests.support.demo import check_demo
@@ -35,6 +44,7 @@ from tests.support.documentation import shown
 from tests.support.logs import LineHandler
 from tests.support.probe import per_example, ratio
 from tests.support.recorder import Run, read_run
+from tests.support.warm import cold
 
 ROOT = Path(__file__).parents[2]
 KEYS = {"neftune_noise_alpha": 5}
@@ -123,7 +133,7 @@ def assert_specified_noise(
 
 
 def test_the_command_line_with_one_key(driver, run, tmp_path):
-    cli = llamafactory_cli(base_config(driver.model, "sft") | KEYS, tmp_path)
+    cli = llamafactory_cli(base_config(driver.model, "sft") | KEYS, tmp_path, execute=cold)
     assert cli.returncode == 0, cli.output
     assert cli.output.count(TAKEN_OVER) == 1
     assert_specified_noise(cli, driver)
@@ -133,7 +143,7 @@ def test_the_command_line_with_one_key(driver, run, tmp_path):
 
 @needs_v1
 def test_the_command_line_of_v1_with_one_key(driver, run, tmp_path):
-    cli = llamafactory_cli(base_config(driver.model, "v1") | KEYS, tmp_path, "sft")
+    cli = llamafactory_cli(base_config(driver.model, "v1") | KEYS, tmp_path, "sft", execute=cold)
     assert cli.returncode == 0, cli.output
     assert cli.output.count(TAKEN_OVER) == 1
     assert_specified_noise(cli, driver)
@@ -268,14 +278,10 @@ def v1_on_two_ranks(driver, folder: Path) -> list[Run]:
     script = folder / "worker.py"
     script.write_text(V1_WORKER.format(config=str(config)))
     paths = os.pathsep.join([str(SITE), str(ROOT)])
-    process = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)],
+    process = cold(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script],
         cwd=folder,
-        env={**os.environ, **ENVIRONMENT, "USE_V1": "1", "NEFTUNE_TEST_RECORD_DIR": str(folder), "PYTHONPATH": paths},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
+        env={**os.environ, **ENVIRONMENT, "USE_V1": "1", RECORD_DIR: str(folder), "PYTHONPATH": paths},
     )
     runs = [read_run(folder / f"rank{rank}") for rank in range(2)]
     for rank in runs:
@@ -483,15 +489,8 @@ def elsewhere(driver, run, tmp_path_factory):
         arguments = run("sft", **KEYS, neftune_noise_type="gaussian").saved / "training_args.bin"
         folder, public = tmp_path_factory.mktemp("elsewhere"), variable == AUTOLOAD
         given = json.dumps([str(driver.model), str(arguments), str(folder), HAS_V1, public])
-        result = subprocess.run(
-            [sys.executable, "-c", ELSEWHERE, given],
-            cwd=ROOT,
-            env={**os.environ, **ENVIRONMENT, variable: "0", "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
+        env = {**os.environ, **ENVIRONMENT, variable: "0", "PYTHONPATH": str(ROOT)}
+        result = cold([sys.executable, "-c", ELSEWHERE, given], cwd=ROOT, env=env)
         assert result.returncode == 0, result.stdout
         return json.loads(result.stdout.split("FOUND ")[-1].splitlines()[0])
 
@@ -598,15 +597,8 @@ ORDERS = {
 
 @pytest.mark.parametrize("order", [name if name[0] != "V" else pytest.param(name, marks=needs_v1) for name in ORDERS])
 def test_whatever_is_imported_first(order, tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-c", inspect.cleandoc(ORDERS[order])],
-        cwd=tmp_path,
-        env={**os.environ, **ENVIRONMENT},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
+    code = inspect.cleandoc(ORDERS[order])
+    result = cold([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, **ENVIRONMENT})
     assert result.returncode == 0, result.stdout
     assert ("could not be patched" in result.stdout) == (order == "V1's trainer")
 
@@ -803,14 +795,7 @@ def test_examples_train_with_noise(driver, path, tmp_path, monkeypatch):
 
 
 def test_the_demo_trains_and_reports(tmp_path):
-    result = subprocess.run(
-        [Path(sys.executable).with_name("neftune"), "demo", "--framework", "llamafactory", "--tiny", "--steps", "4"],
-        cwd=tmp_path,
-        env={**os.environ, **ENVIRONMENT},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
+    command = [SCRIPTS / "neftune", "demo", "--framework", "llamafactory", "--tiny", "--steps", "4"]
+    result = WARM.run(command, cwd=tmp_path, env={**os.environ, **ENVIRONMENT})
     folder = tmp_path / "neftune-demo"
     check_demo(result, folder / "llamafactory.yaml", folder / "trained")

@@ -14,7 +14,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -24,8 +23,10 @@ from typing import Any
 
 import yaml
 
+from tests.support.events import LOSSES, METRICS, scalars
 from tests.support.logs import LineHandler
 from tests.support.recorder import AtStepEnd, Run, read_run
+from tests.support.warm import Execute, Warm
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,33 +38,10 @@ ENVIRONMENT = {
 # Before `huggingface_hub` is imported, which reads it once.
 os.environ.update(ENVIRONMENT)
 
-# Adds a flag for the recorder to the command line, where Ludwig keeps those of its contributors, such as --wandb.
-SITE = """\
-import importlib.util, pathlib, sys
-
-class RecorderLoader:
-    def preload(self):
-        pass
-
-    def load(self):
-        from tests.ludwig.recorder import Recorder
-        return Recorder(pathlib.Path({folder!r}))
-
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        if name != "ludwig.contribs":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        exec_module = spec.loader.exec_module
-        def execute(module):
-            exec_module(module)
-            module.contrib_registry["recorder"] = RecorderLoader()
-        spec.loader.exec_module = execute
-        return spec
-
-sys.meta_path.insert(0, Finder())
-"""
+SCRIPTS = Path(sys.executable).parent
+SITE = Path(__file__).parent / "site"
+RECORD_DIR = "NEFTUNE_TEST_RECORD_DIR"  # environment variable: where the command line's recorder writes
+WARM = Warm("ludwig.cli", "ludwig.train", environment=ENVIRONMENT, paths=[SITE])
 
 
 def run_ludwig(
@@ -100,13 +78,14 @@ def run_ludwig(
             "experiment_name": "experiment",
             "backend": initialize_backend(config["backend"]),
             "callbacks": [Recorder(workdir, at_step_end)],
-            "skip_save_log": True,
+            "skip_save_log": False,
             "skip_save_model": not save,
             "skip_save_processed_input": True,  # its cache beside the dataset does not notice another tokenizer
             "skip_save_progress": not save,
         }
         train_cli(**(arguments | options))
     run = read_run(workdir)
+    _add_metrics(run, workdir)
     run.output, run.seconds = "\n".join(lines.lines), time.perf_counter() - start
     run.saved = _saved(options.get("model_resume_path") or workdir / "out" / "experiment_run")
     return run
@@ -117,34 +96,20 @@ def ludwig_cli(
     workdir: Path,
     dataset: Path,
     *arguments: str,
-    evaluate: bool = False,
     env: dict[str, str] | None = None,
-    timeout: float = 600,
+    execute: Execute = WARM.run,
 ) -> Run:
-    """Train by the true command line, `ludwig train --config cfg.yaml --dataset data.csv`, in a subprocess.
+    """Train by the true command line, `ludwig train --config cfg.yaml --dataset data.csv`, in a process of its own.
 
     Does not raise when it fails: look at `returncode` and `output`. Records up to the failure are in the run.
     """
-    config_path = _prepare(config, workdir, evaluate)
-    site = workdir / "site"
-    site.mkdir(exist_ok=True)
-    (site / "sitecustomize.py").write_text(SITE.format(folder=str(workdir)))
-    environment = {**os.environ, **ENVIRONMENT, **(env or {})}
-    paths = [str(site), str(ROOT), environment.get("PYTHONPATH")]
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    command = [str(Path(sys.executable).parent / "ludwig"), "train", "--config", str(config_path), "--recorder"]
-    command += ["--dataset", str(dataset), "--output_directory", str(workdir / "out"), "--skip_save_processed_input"]
+    config_path = _prepare(config, workdir, False)
+    environment = {**os.environ, **ENVIRONMENT, RECORD_DIR: str(workdir), **(env or {})}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SITE), str(ROOT), environment.get("PYTHONPATH")]))
+    command = [SCRIPTS / "ludwig", "train", "--config", config_path, "--recorder", "--dataset", dataset]
+    command += ["--output_directory", workdir / "out", "--skip_save_processed_input", *arguments]
     start = time.perf_counter()
-    process = subprocess.run(
-        [*command, *arguments],
-        cwd=workdir,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    process = execute(command, cwd=workdir, env=environment)
     run = read_run(workdir)
     run.output, run.returncode, run.seconds = process.stdout, process.returncode, time.perf_counter() - start
     run.saved = _saved(workdir / "out" / "experiment_run")
@@ -163,6 +128,15 @@ def _prepare(config: dict[str, Any], workdir: Path, evaluate: bool) -> Path:
     config_path = workdir / "cfg.yaml"
     config_path.write_text(yaml.safe_dump(config, sort_keys=False))
     return config_path
+
+
+def _add_metrics(run: Run, workdir: Path) -> None:
+    """To the logs of the steps, what is in TensorBoard's. There a step is a batch; of ours one is written an update."""
+    found = scalars(workdir)
+    batches = {batch: number for number, (batch, _) in enumerate(found.get("neftune/alpha", ()))}
+    for name in METRICS | LOSSES:
+        for batch, value in found.get(name, ()):
+            run.logs[batches[batch]][name] = value
 
 
 def _saved(results: Path | str) -> Path:

@@ -25,13 +25,14 @@ import yaml
 from neftune_plugins import NoiseConfigError
 from tests.ludwig.configs import base_config, with_keys
 from tests.ludwig.driver import make_driver, without_patches
-from tests.ludwig.runs import ENVIRONMENT, clean_process, ludwig_cli, run_ludwig
+from tests.ludwig.runs import ENVIRONMENT, SCRIPTS, WARM, clean_process, ludwig_cli, run_ludwig
 from tests.support.bad_values import BAD_KEYS
 from tests.support.demo import check_demo
 from tests.support.documentation import shown, snippets
 from tests.support.logs import LineHandler
 from tests.support.probe import Call, padding_noise, per_example, ratio
 from tests.support.recorder import Run, neftune_hooks, read_run
+from tests.support.warm import Execute, cold
 
 ROOT = Path(__file__).parents[2]
 ALPHA = 5
@@ -84,7 +85,7 @@ def same_noise(run: Run, other: Run) -> bool:
     return all(torch.equal(a.noise, b.noise) for a, b in zip(run.calls, other.calls, strict=True))
 
 
-# --- Command lines, which take long to start: two at a time ----------------------------------------------------------
+# --- Processes that take long to start: two at a time ----------------------------------------------------------------
 
 
 CALLBACK_RUNS = """\
@@ -92,12 +93,13 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-assert "neftune_autoload" not in sys.modules
-from neftune_ludwig import NEFTuneCallback
 from tests.ludwig.configs import base_config, with_keys
-from tests.ludwig.recorder import Recorder
 from tests.ludwig.runs import run_ludwig
 model, dataset, folder = map(Path, sys.argv[1:])
+run_ludwig(with_keys(base_config(model, "full"), {"neftune_noise_alpha": 5}), folder / "stock", dataset)
+assert "neftune_autoload" not in sys.modules
+from neftune_ludwig import NEFTuneCallback
+from tests.ludwig.recorder import Recorder
 for name, mode, keys in (
     ("callback", "full", {}), ("callback_and_key", "full", {"neftune_noise_alpha": 5}), ("ecd", "ecd", {}),
 ):
@@ -112,23 +114,24 @@ for name, mode, keys in (
 
 @pytest.fixture(scope="module")
 def outside(driver, tmp_path_factory) -> dict[str, Future]:
-    """The results of the command lines, by name."""
+    """What the processes gave, by name."""
     folder = tmp_path_factory.mktemp("outside")
-    full = base_config(driver.model, "full")
 
-    def train(name: str, keys: dict[str, Any], env: dict[str, str] | None = None) -> Run:
-        return ludwig_cli(with_keys(full, keys), folder / name, driver.dataset, env=env)
+    def train(name: str, alpha: float, execute: Execute) -> Run:
+        config = with_keys(base_config(driver.model, "full"), {"neftune_noise_alpha": alpha})
+        return ludwig_cli(config, folder / name, driver.dataset, execute=execute)
 
     def schema() -> dict[str, Any]:
         path = folder / "schema.json"
-        ludwig("export_schema", "--model-type", "llm", "--output", str(path), cwd=folder)
+        command = [SCRIPTS / "ludwig", "export_schema", "--model-type", "llm", "--output", path]
+        WARM.run(command, cwd=folder, env=environment())
         return json.loads(path.read_text())
 
     def without_autoload() -> Path:
         runs = folder / "without_autoload"
         runs.mkdir()
-        command = [sys.executable, "-c", CALLBACK_RUNS, str(driver.model), str(driver.dataset), str(runs)]
-        result = execute(command, cwd=runs, **WITHOUT_US)
+        command = [sys.executable, "-c", CALLBACK_RUNS, driver.model, driver.dataset, runs]
+        result = cold(command, cwd=runs, env=environment(**WITHOUT_US))
         (runs / "output").write_text(result.stdout)
         return runs
 
@@ -136,39 +139,23 @@ def outside(driver, tmp_path_factory) -> dict[str, Future]:
         """Twice in one folder."""
         cwd = folder / "demo"
         cwd.mkdir()
-        return cwd / "neftune-demo", [neftune("demo", *LUDWIG, "--tiny", "--steps", "4", cwd=cwd) for _ in "ab"]
+        command = [SCRIPTS / "neftune", "demo", *LUDWIG, "--tiny", "--steps", "4"]
+        return cwd / "neftune-demo", [WARM.run(command, cwd=cwd, env=environment()) for _ in "ab"]
 
     # It waits for all of them: the tests in this process change its environment.
     with ThreadPoolExecutor(2) as pool:
         return {
-            "one key": pool.submit(train, "one_key", {"neftune_noise_alpha": 5.5}),
+            "one key": pool.submit(train, "one_key", 5.5, cold),
             "demo": pool.submit(demo),
-            "bad value": pool.submit(train, "bad_value", {"neftune_noise_alpha": -1}),
-            "without us": pool.submit(train, "without_us", KEYS, WITHOUT_US),
+            "bad value": pool.submit(train, "bad_value", -1, WARM.run),
             "schema": pool.submit(schema),
             "without autoload": pool.submit(without_autoload),
         }
 
 
-def execute(command: list[str], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def environment(**more: str) -> dict[str, str]:
     paths = [str(ROOT), os.environ.get("PYTHONPATH")]
-    return subprocess.run(
-        command,
-        cwd=cwd,
-        env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-
-
-def ludwig(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return execute([str(Path(sys.executable).with_name("ludwig")), *arguments], cwd)
-
-
-def neftune(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return execute([str(Path(sys.executable).with_name("neftune")), *arguments], cwd)
+    return {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **more}
 
 
 @pytest.fixture(scope="module")
@@ -599,7 +586,7 @@ ORDERS = {
 @pytest.mark.parametrize("order", ORDERS)
 def test_whatever_is_imported_first(order, driver, tmp_path):
     script = textwrap.dedent(ORDERS[order]).replace('"m"', repr(str(driver.model)))
-    result = execute([sys.executable, "-c", script], tmp_path)
+    result = cold([sys.executable, "-c", script], cwd=tmp_path, env=environment())
     assert result.returncode == 0, result.stdout
     assert ("could not be patched" in result.stdout) == (order == "trainer first")
 
@@ -813,8 +800,9 @@ def test_the_command_line_with_a_bad_value_fails_before_the_model_loads(outside)
 
 
 def test_without_pytorchs_autoload_ludwig_is_as_it_comes(stock, outside):
-    run = outside["without us"].result()
-    assert run.returncode == 0, run.output
+    folder = outside["without autoload"].result()
+    run = read_run(folder / "stock")
+    assert run.steps, (folder / "output").read_text()
     assert neftune_hooks(run.steps[0]["hooks"]) == NATIVE
     assert run.losses == stock.losses
     assert run.weights == stock.weights

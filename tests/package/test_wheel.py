@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -23,17 +24,27 @@ def run(*command: str, cwd: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
+def dist(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+    """The folder with the sdist, and the wheel that was built from it."""
+    given = pytestconfig.getoption("--dist")
+    if given is not None:
+        return Path(given).absolute()
+    folder = tmp_path_factory.mktemp("dist")
     run("git", "clone", "--quiet", str(ROOT), "clone", cwd=folder)
-    run(UV, "build", "--quiet", "--wheel", "--out-dir", str(folder), "clone", cwd=folder)
-    return next(folder.glob("*.whl"))
+    run(UV, "build", "--quiet", "--out-dir", str(folder), "clone", cwd=folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def python(wheel: Path) -> str:
+def wheel(dist: Path) -> Path:
+    [wheel] = dist.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The interpreter of an environment that has the wheel and its dependencies, and nothing else."""
-    environment = wheel.parent / "venv"
+    environment = tmp_path_factory.mktemp("environment") / "venv"
     run(UV, "venv", "--quiet", "--python", sys.executable, str(environment), cwd=wheel.parent)
     python = str(environment / "bin" / "python")
     run(UV, "pip", "install", "--quiet", "--python", python, str(wheel), cwd=wheel.parent)
@@ -49,6 +60,20 @@ def test_it_holds_all_packages_their_data_and_nothing_else(wheel):
     for package in PACKAGES:
         assert f"{package}/py.typed" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_the_sdist_has_what_the_wheel_is_built_from(dist, wheel):
+    [sdist] = dist.glob("*.tar.gz")
+    top = sdist.name.removesuffix(".tar.gz")
+    assert wheel.name.startswith(f"{top}-py3-none-any")
+    with tarfile.open(sdist) as archive:
+        names = {name.removeprefix(f"{top}/") for name in archive.getnames()}
+    assert names >= {*run("git", "ls-files", cwd=ROOT).splitlines(), "PKG-INFO"}
+
+
+def test_the_package_index_takes_both(dist):
+    shown = run(sys.executable, "-m", "twine", "--no-color", "check", "--strict", f"{dist}/*", cwd=dist)
+    assert shown.count("PASSED") == 2
 
 
 def test_the_base_install_is_light_and_imports_no_framework(python, wheel):

@@ -26,6 +26,11 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
         "neftune_noise_schedule: 'cosin' must be one of: constant, linear, cosine",
     ),
     ({"neftune_noise_alpha": 5, "neftune_noise_seed": -1}, "neftune_noise_seed: -1 must be an integer from 0"),
+    (
+        {"neftune_noise_alpha": 5, "neftune_clean_loss_steps": 0},
+        "neftune_clean_loss_steps: 0 must be an integer of at least 1",
+    ),
+    ({"neftune_noise_alpha": 5, "neftune_metrics": "no way"}, "neftune_metrics: 'no way' must be true or false"),
     ({"neftune_noise_type": "uniform"}, "without neftune_noise_alpha has no effect"),
 ]
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import pty
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,10 @@ BROKEN: dict[str, tuple[str, int, str]] = {
     "quoted": ('neftune_noise_alpha: "5"', 0, "neftune_noise_alpha: '5' must be a number, without quotes in YAML"),
     "misspelt": (f"{ALPHA}\nneftune_nois_type: gaussian", 1, "did you mean neftune_noise_type?"),
     "misspelt_value": (f"{ALPHA}\nneftune_noise_type: gausian", 1, "did you mean gaussian?"),
+    "yes": ("neftune_noise_alpha: yes", 0, "neftune_noise_alpha: True must be a number"),
+    "length": (f"{ALPHA}\nneftune_noise_length: packed", 1, "'packed' must be one of: sequence, padded"),
+    "schedule": (f"{ALPHA}\nneftune_noise_schedule: cosin", 1, "did you mean cosine?"),
+    "seed": (f"{ALPHA}\nneftune_noise_seed: -1", 1, "neftune_noise_seed: -1 must be an integer from 0 to 2^64 - 1"),
     "no_alpha": ("neftune_noise_type: gaussian", 0, "neftune_noise_type without neftune_noise_alpha has no effect"),
     "no_yaml": ("neftune_noise_alpha: 5: 5", 0, "this is not YAML: mapping values are not allowed here"),
 }
@@ -31,6 +37,25 @@ def neftune(*arguments: str | Path, cwd: Path | None = None, **environment: str)
         text=True,
         check=False,
     )
+
+
+def on_a_terminal(*arguments: str, columns: int = 120, **environment: str) -> str:
+    """What the command shows where both of its outputs are a terminal."""
+    screen, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (50, columns))
+    command = [str(Path(sys.executable).with_name("neftune")), *arguments]
+    variables = {**os.environ, **ENVIRONMENT, **environment}
+    process = subprocess.Popen(command, stdout=terminal, stderr=terminal, env=variables)
+    os.close(terminal)
+    shown = b""
+    try:
+        while part := os.read(screen, 4096):
+            shown += part
+    except OSError:  # Linux: the other end is closed
+        pass
+    process.wait()
+    os.close(screen)
+    return shown.decode()
 
 
 def line_of(text: str, start: str) -> int:
@@ -58,6 +83,8 @@ def assert_examples_are_right(results: list[dict[str, Any]], native: dict[str, b
         line = line_of(path.read_text(), ALPHA)
         assert model["keys"]["neftune_noise_alpha"] == {"value": 5, "source": f"line {line}"}
         assert model["keys"]["neftune_noise_type"] == {"value": "uniform", "source": "default"}
+        assert model["keys"]["neftune_noise_seed"]["value"] == 42
+        assert model["alphas"] == [5] * 5
         assert model["model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
         for norm in model["lengths"]:
             # The paper's noise has the root mean square alpha / sqrt(3 L d), so one token of d numbers this norm.

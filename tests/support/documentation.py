@@ -12,7 +12,8 @@ from pathlib import Path
 import yaml
 
 from benchmarks import lengths, noise, quality
-from neftune_plugins import NoiseConfig, NoiseConfigError
+from neftune_plugins import CheckedModel, NoiseConfig, NoiseConfigError
+from neftune_plugins.check import Checked, described, lines_of, report
 from neftune_plugins.config import key
 from neftune_plugins.manager import plugin_manager
 from tests.support.bad_values import BAD_KEYS, BAD_VALUES
@@ -74,9 +75,9 @@ def keys_table() -> str:
     for field in dataclasses.fields(NoiseConfig):
         default = field.default
         if default is dataclasses.MISSING or default is None:
-            shown = "null = off" if field.name == "alpha" else "the run's seed"
+            shown = {"alpha": "null = off", "seed": "the run's seed"}.get(field.name, "null = never")
         else:
-            shown = f"`{default}`"
+            shown = f"`{_yaml(default)}`"
         lines.append(f"| `{key(field)}` | {shown} | {field.metadata['help']} |")
     return "\n".join(lines)
 
@@ -100,6 +101,16 @@ def errors_table() -> str:
     return "\n".join(lines)
 
 
+def checked_example() -> str:
+    """What `neftune check` says of the example, where Ludwig has resolved it; tests/ludwig has Ludwig say it."""
+    path = Path("example_configs/ludwig/full.yaml")
+    config = yaml.safe_load((ROOT / path).read_text())
+    place = "model_parameters"
+    model = CheckedModel((place,), config[place], config["base_model"], native=True, seed=42, seed_place=())
+    shown = described(dataclasses.asdict(model), lines_of(ROOT / path), (32, 128, 512))
+    return "```text\n" + report([Checked(str(path), "ludwig 0.17.10", models=[shown])]) + "\n```"
+
+
 def _yaml(value: object) -> str:
     """A value as YAML on one line."""
     return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
@@ -116,6 +127,7 @@ GENERATED = {
         "ludwig": example("example_configs/ludwig/full.yaml"),
         "llamafactory": example("example_configs/llamafactory/full.yaml"),
     },
+    ROOT / "docs" / "commands.md": {"check": checked_example},
     ROOT / "docs" / "keys.md": {"keys": keys_table, "errors": errors_table},
     ROOT / "docs" / "performance.md": {"noise": noise.recorded},
     ROOT / "docs" / "quality.md": {"statistics": quality.recorded, "battery": quality.battery},

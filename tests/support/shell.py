@@ -17,7 +17,7 @@ Arguments = list[str]
 # What stands in command lines for a file of the reader's.
 PLACEHOLDERS = {"config.yml", "config.yaml", "train.py"}
 # Of other projects, with options that are their own.
-STRANGERS = {"dieharder"}
+STRANGERS = {"dieharder", "gh", "git"}
 
 
 def command_lines() -> Iterator[tuple[str, Arguments]]:
@@ -60,6 +60,7 @@ def _spelt_out(pattern: str) -> Iterator[str]:
 
 
 def _tox(arguments: Arguments) -> None:
+    arguments = arguments[: arguments.index("--")] if "--" in arguments else arguments
     if arguments[0] == "run":
         assert arguments[1] == "-e" and arguments[2] in environments(), arguments
         assert set(arguments[3:]) <= {"--notest"}
@@ -90,6 +91,10 @@ def _neftune(arguments: Arguments) -> None:
     assert_files_exist(arguments)
 
 
+def _ci(arguments: Arguments) -> None:
+    assert not arguments and (ROOT / ".ci" / "run").exists()
+
+
 def _torchrun(arguments: Arguments) -> None:
     get_args_parser().parse_args(arguments)
 
@@ -97,6 +102,7 @@ def _torchrun(arguments: Arguments) -> None:
 CHECKS: dict[str, Callable[[Arguments], None]] = {
     "neftune": _neftune,
     "pip": _pip,
+    "run": _ci,
     "python": _python,
     "python3": _python,
     "torchrun": _torchrun,

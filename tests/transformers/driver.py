@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +32,7 @@ from tests.conformance import golden
 from tests.support import rewards
 from tests.support.recorder import KILL_AFTER, AtStepEnd, Recorder, Run, embedding_hooks
 from tests.support.texts import answer, question
+from tests.support.warm import Warm, cold
 
 try:
     from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
@@ -44,6 +44,7 @@ except ImportError:  # TRL 0.19
     ONLINE_DPO_REWARD = {"judge": rewards.LongerOfTwo()}
 
 ROOT = Path(__file__).parents[2]
+WARM = Warm(__name__, environment={"OMP_NUM_THREADS": "1"})
 STEPS = 5
 SFT_MODES = (
     "trainer",
@@ -115,7 +116,7 @@ class TransformersDriver:
         **arguments: Any,
     ) -> Trainer:
         """A trainer of that mode; `neftune_noise_alpha` is given in its arguments, the other keys in our callback."""
-        others = {name.removeprefix("neftune_noise_"): value for name, value in keys.items()}
+        others = {name.removeprefix("neftune_").removeprefix("noise_"): value for name, value in keys.items()}
         arguments |= {"neftune_noise_alpha": others.pop("alpha", None)}
         if not stock:
             callbacks = [NEFTuneCallback(**others), *callbacks]
@@ -229,22 +230,18 @@ class TransformersDriver:
         folder.mkdir()
         (folder / "call").write_bytes(pickle.dumps((self, call)))
         (folder / "process.py").write_text(PROCESS)
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
         paths = [str(ROOT), os.environ.get("PYTHONPATH")]
-        process = subprocess.run(
-            [sys.executable, *torchrun, "process.py"],
-            cwd=folder,
-            env={
-                **os.environ,
-                "OMP_NUM_THREADS": "1",
-                "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-                KILL_AFTER: str(kill_after),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
+        env = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            KILL_AFTER: str(kill_after),
+        }
+        if ranks > 1:
+            torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+            process = cold([*torchrun, "process.py"], cwd=folder, env=env)
+        else:
+            process = WARM.run(["process.py"], cwd=folder, env=env)
         runs = []
         for rank in range(ranks):
             left = folder / f"run{rank}"

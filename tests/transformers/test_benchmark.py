@@ -19,7 +19,7 @@ def test_the_tables_and_the_json_have_every_measure(tmp_path, capsys, monkeypatc
     ]
     for row in result["forward"]:
         assert all(row["ms"][name] > 0 for name in ("lookup", "native", "ours", "add"))
-        assert {"forward/native", "forward/lookup", "noise/native", "noise/add"} <= row.keys()
+        assert {"forward/native", "forward/lookup", "noise/native", "noise/add", "metrics"} <= row.keys()
     # Output and zeros, beside the sum that it gives.
     assert result["forward"][0]["memory"]["native"] >= 2
     assert [row["modules"] for row in result["installation"]] == [20, 33]

@@ -3,36 +3,21 @@
 Nothing of LLaMA-Factory is changed or imported early: the order of its imports is that of a run without this file.
 """
 
-import atexit
 import importlib.abc
 import importlib.util
-import os
-from pathlib import Path
-
-RECORD_DIR = "NEFTUNE_TEST_RECORD_DIR"
-
-
-def recorder():
-    """A recorder that writes into the folder of this rank; under torchrun each has its own."""
-    from tests.llamafactory.recorders import KeepingRecorder
-
-    folder = Path(os.environ[RECORD_DIR])
-    if "RANK" in os.environ:
-        folder /= f"rank{os.environ['RANK']}"
-    folder.mkdir(parents=True, exist_ok=True)
-    made = KeepingRecorder(folder)
-    atexit.register(made.finish)
-    return made
+import sys
 
 
 def record_classic(trainer):
-    trainer.DEFAULT_CALLBACKS.append(recorder())
+    from tests.llamafactory.recorders import RankRecorder
+
+    trainer.DEFAULT_CALLBACKS.append(RankRecorder)  # each trainer makes one
 
 
 def record_v1(base_trainer):
-    from tests.llamafactory.recorders import record_v1
+    from tests.llamafactory.recorders import RankRecorder, record_v1
 
-    record_v1(base_trainer.BaseTrainer, recorder)
+    record_v1(base_trainer.BaseTrainer, RankRecorder)
 
 
 class AfterImport(importlib.abc.MetaPathFinder):
@@ -56,8 +41,5 @@ class AfterImport(importlib.abc.MetaPathFinder):
         return spec
 
 
-if RECORD_DIR in os.environ:
-    import sys
-
-    actions = {"transformers.trainer": record_classic, "llamafactory.v1.core.base_trainer": record_v1}
-    sys.meta_path.insert(0, AfterImport(actions))
+actions = {"transformers.trainer": record_classic, "llamafactory.v1.core.base_trainer": record_v1}
+sys.meta_path.insert(0, AfterImport(actions))
