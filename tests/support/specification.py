@@ -17,6 +17,11 @@ def mix(x: int) -> int:
     return z ^ (z >> 31)
 
 
+def shifted(h: int) -> int:
+    """h ^ (h >> 15), where the shift is arithmetic."""
+    return h ^ (h >> 15) ^ (0xFFFE0000 if h >> 31 else 0)
+
+
 def float32(x: float) -> float:
     return struct.unpack("<f", struct.pack("<f", x))[0]
 
@@ -61,8 +66,8 @@ def noise(
         low, high = key & MASK_32, key >> 32
         row = []
         for channel in range(dim):
-            h = ((channel ^ low) * 0x21F0AAAD) & MASK_32
-            h ^= (h >> 15) | (0xFFFE0000 if h >> 31 else 0)
+            code = shifted((channel * 0x7FEB352D) & MASK_32)
+            h = shifted(((code ^ low) * 0x21F0AAAD) & MASK_32)
             h = ((h ^ high) * 0xD35A2D97) & MASK_32
             row.append(float32(draw(kind, h) * factor))
         values.append(row)
