@@ -25,7 +25,7 @@ from torch import Tensor
 from benchmarks.record import RESULTS, table
 from neftune_plugins.layout import read_layout
 from neftune_plugins.manager import noise_types
-from neftune_plugins.noise import channel_bits, stream_key, token_keys
+from neftune_plugins.noise import channel_bits, channel_codes, stream_key, token_keys
 
 ROWS, WIDTH, DIM, VOCABULARY = 2, 256, 1024, 49_152
 TOKENS = ROWS * WIDTH
@@ -61,7 +61,7 @@ def batches(seed: int) -> Iterator[Tensor]:
 def bits(ids: Tensor, *, seed: int = 0, stream: int = 0, step: int = 0) -> Tensor:
     """The bits of a batch's noise: int32 (TOKENS, DIM)."""
     keys = token_keys(ids, read_layout({"input_ids": ids}), stream_key(seed, stream), torch.tensor(step))
-    return channel_bits(keys.flatten(), torch.arange(DIM, dtype=torch.int32))
+    return channel_bits(keys.flatten(), channel_codes(torch.arange(DIM, dtype=torch.int32)))
 
 
 def unit(bits_ND: Tensor, kind: str = "uniform") -> Tensor:
@@ -89,10 +89,14 @@ def statistics(values: int, seed: int = 0) -> list[Statistic]:
     for step, ids in zip(range(count), batches(seed), strict=False):
         bits_ND = bits(ids, seed=seed, step=step)
         for shift in range(32):
-            ones = ((bits_ND >> shift) & 1).sum().item()
+            ones_N = ((bits_ND >> shift) & 1).sum(1)
             sums = dots["balance of the 32 bits"][str(shift)]
-            sums[0] += 2 * ones - bits_ND.numel()
+            sums[0] += 2 * ones_N.sum().item() - bits_ND.numel()
             sums[1] += bits_ND.numel()
+            if shift >= 8:
+                sums = dots["spread of a bit's sum over a token's channels, 24 bits"][str(shift)]
+                sums[0] += ((2 * ones_N - DIM).double().square() / DIM).sum().item() - TOKENS
+                sums[1] += 2 * TOKENS
         u_ND = unit(bits_ND)
         g_ND = unit(bits_ND, "gaussian")
         for kind, value in (("uniform", u_ND), ("gaussian", g_ND), ("bernoulli", unit(bits_ND, "bernoulli"))):

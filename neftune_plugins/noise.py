@@ -25,6 +25,7 @@ def _signed(value: int, bits: int) -> int:
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
+_CHANNEL_0 = 0x7FEB352D
 _CHANNEL_1 = 0x21F0AAAD
 _CHANNEL_2 = 0xD35A2D97
 
@@ -102,11 +103,21 @@ def token_scales(layout: Layout, dim: int, alpha: Tensor | float, *, padded_leng
     return torch.where(layout.real_BL, scale_BL, 0.0)
 
 
-def channel_bits(keys_N: Tensor, channel_D: Tensor) -> Tensor:
-    """32 random bits for each channel of each token: int32 (N, D) from int64 (N,) keys and int32 (D,) channels."""
+def channel_codes(channel_D: Tensor) -> Tensor:
+    """What stands for each channel in the draw: int32 (D,) from int32 (D,) numbers of channels.
+
+    Numbers themselves differ too little: two rounds of mixing leave the lower bits of many channels more even than
+    chance (docs/quality.md).
+    """
+    code_D = channel_D * _signed(_CHANNEL_0, 32)
+    return code_D ^ (code_D >> 15)
+
+
+def channel_bits(keys_N: Tensor, code_D: Tensor) -> Tensor:
+    """32 random bits for each channel of each token: int32 (N, D) from int64 (N,) keys and `channel_codes` (D,)."""
     low_N = keys_N.to(torch.int32).unsqueeze(-1)
     high_N = (keys_N >> 32).to(torch.int32).unsqueeze(-1)
-    bits_ND = channel_D ^ low_N
+    bits_ND = code_D ^ low_N
     bits_ND *= _signed(_CHANNEL_1, 32)
     bits_ND ^= bits_ND >> 15
     bits_ND ^= high_N
@@ -116,15 +127,15 @@ def channel_bits(keys_N: Tensor, channel_D: Tensor) -> Tensor:
 
 def noise(keys_N: Tensor, scales_N: Tensor, dim: int, noise_type: NoiseType) -> Tensor:
     """The noise itself: float32 (N, D) from int64 (N,) keys of `token_keys` and float32 (N,) `token_scales`."""
-    return _noise(keys_N, scales_N * noise_type.unit, _channels(dim, keys_N.device), noise_type)
+    return _noise(keys_N, scales_N * noise_type.unit, _all_codes(dim, keys_N.device), noise_type)
 
 
-def _channels(dim: int, device: torch.device) -> Tensor:
-    return torch.arange(dim, dtype=torch.int32, device=device)
+def _all_codes(dim: int, device: torch.device) -> Tensor:
+    return channel_codes(torch.arange(dim, dtype=torch.int32, device=device))
 
 
-def _noise(keys_N: Tensor, unit_scales_N: Tensor, channel_D: Tensor, noise_type: NoiseType) -> Tensor:
-    return noise_type.draw(channel_bits(keys_N, channel_D)).mul_(unit_scales_N.unsqueeze(-1))
+def _noise(keys_N: Tensor, unit_scales_N: Tensor, code_D: Tensor, noise_type: NoiseType) -> Tensor:
+    return noise_type.draw(channel_bits(keys_N, code_D)).mul_(unit_scales_N.unsqueeze(-1))
 
 
 def add_noise(
@@ -132,18 +143,18 @@ def add_noise(
     keys_N: Tensor,
     scales_N: Tensor,
     noise_type: NoiseType,
-    channel_D: Tensor | None = None,
+    code_D: Tensor | None = None,
     energy_3: Tensor | None = None,
 ) -> Tensor:
     """x + noise, added in float32 and rounded once to x's dtype; out of place and differentiable (a compiled graph's
     form: one fused pass).
 
-    channel_D: int32 numbers of x's channels, where x is a slice of an embedding; by default it is all of one.
+    code_D: `channel_codes` of x's channels, where x is a slice of an embedding; by default it is all of one.
     energy_3: float32, to which `energy` of the noise is added.
     """
-    if channel_D is None:
-        channel_D = _channels(x_ND.shape[-1], x_ND.device)
-    noise_ND = _noise(keys_N, scales_N * noise_type.unit, channel_D, noise_type)
+    if code_D is None:
+        code_D = _all_codes(x_ND.shape[-1], x_ND.device)
+    noise_ND = _noise(keys_N, scales_N * noise_type.unit, code_D, noise_type)
     if energy_3 is not None:
         energy_3 += energy(noise_ND, x_ND.detach(), scales_N, noise_type)
     return (x_ND + noise_ND).to(x_ND.dtype)
@@ -155,20 +166,20 @@ def add_noise_(
     keys_N: Tensor,
     scales_N: Tensor,
     noise_type: NoiseType,
-    channel_D: Tensor | None = None,
+    code_D: Tensor | None = None,
     energy_3: Tensor | None = None,
 ) -> Tensor:
     """`add_noise` in place and out of autograd's sight (the gradient is the identity), chunk by chunk, so that the
     scratch stays small. x_ND must be contiguous. Returns x_ND."""
     dim = x_ND.shape[-1]
-    if channel_D is None:
-        channel_D = _channels(dim, x_ND.device)
+    if code_D is None:
+        code_D = _all_codes(dim, x_ND.device)
     unit_scales_N = scales_N * noise_type.unit
     elements = _CHUNK_PER_THREAD * torch.get_num_threads() if x_ND.device.type == "cpu" else _CHUNK_ON_ACCELERATOR
     chunk = max(1, elements // dim)
     for first in range(0, x_ND.shape[0], chunk):
         rows = slice(first, first + chunk)
-        noise_ND = _noise(keys_N[rows], unit_scales_N[rows], channel_D, noise_type)
+        noise_ND = _noise(keys_N[rows], unit_scales_N[rows], code_D, noise_type)
         if energy_3 is not None:
             energy_3 += energy(noise_ND, x_ND[rows], scales_N[rows], noise_type)
         x_ND[rows] += noise_ND

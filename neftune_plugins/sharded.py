@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from neftune_plugins.errors import NoiseConfigError, NoiseNotAppliedError
-from neftune_plugins.noise import NoiseType, add_noise, add_noise_
+from neftune_plugins.noise import NoiseType, add_noise, add_noise_, channel_codes
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -55,7 +55,13 @@ def add_to_shared(
     output = output.redistribute(placements=placements)
     row_B, column_L, channel_D = (_held_indices(output, dim) for dim in range(3))
     keys_BL, scales_BL = (tensor_BL[row_B][:, column_L] for tensor_BL in (keys_BL, scales_BL))
-    arguments = (keys_BL.reshape(-1), scales_BL.reshape(-1), noise_type, channel_D.to(torch.int32), energy_3)
+    arguments = (
+        keys_BL.reshape(-1),
+        scales_BL.reshape(-1),
+        noise_type,
+        channel_codes(channel_D.to(torch.int32)),
+        energy_3,
+    )
     if torch.compiler.is_compiling():
         local = output.to_local()
         noisy = add_noise(local.reshape(-1, local.shape[-1]), *arguments).view_as(local)

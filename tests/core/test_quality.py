@@ -19,17 +19,21 @@ def test_the_noise_is_as_random_as_its_sample_can_tell(tmp_path, capsys):
     assert capsys.readouterr().out == f"{quality.statistics_table(found)}\n\n{quality.judgement(found)}\n"
 
 
-def without_mixing(keys, channels):
-    return channels * 12345 ^ keys.to(torch.int32).unsqueeze(-1)
+def without_mixing(keys, codes):
+    return torch.arange(len(codes), dtype=torch.int32) * 12345 ^ keys.to(torch.int32).unsqueeze(-1)
 
 
-def with_one_biased_bit(keys, channels):
-    bits = honest(keys, channels)
+def with_one_biased_bit(keys, codes):
+    bits = honest(keys, codes)
     return torch.where(bits & 0xF00 == 0, bits | (1 << 28), bits)
 
 
-def with_channels_in_pairs(keys, channels):
-    return honest(keys, channels & ~8)
+def with_channels_in_pairs(keys, codes):
+    return honest(keys, codes[torch.arange(len(codes)) & ~8])
+
+
+def with_plain_numbers(keys, codes):
+    return honest(keys, torch.arange(len(codes), dtype=torch.int32))
 
 
 honest = quality.channel_bits
@@ -40,6 +44,10 @@ honest = quality.channel_bits
     [
         (without_mixing, {"serial: chi-square of 256 x 256 pairs of neighbouring channels"}),
         (with_one_biased_bit, {"balance of the 32 bits: sum of 32 squared z", "uniform: mean", "gaussian: mean"}),
+        (
+            with_plain_numbers,
+            {"spread of a bit's sum over a token's channels, 24 bits: sum of 24 squared z"},
+        ),
         (
             with_channels_in_pairs,
             {"channels one bit apart: sum of 10 squared z", "Gram matrix of channels: sum of squared z"},

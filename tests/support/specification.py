@@ -17,6 +17,11 @@ def mix(x: int) -> int:
     return z ^ (z >> 31)
 
 
+def shifted(h: int) -> int:
+    """h ^ (h >> 15), where the shift is arithmetic."""
+    return h ^ (h >> 15) ^ (0xFFFE0000 if h >> 31 else 0)
+
+
 def float32(x: float) -> float:
     return struct.unpack("<f", struct.pack("<f", x))[0]
 
@@ -49,8 +54,8 @@ def keys(ids: Sequence[int], *, seed: int, step: int, stream: int = 0) -> list[i
 def channel_bits(key: int, channel: int) -> int:
     """The 32 bits of one channel of a token."""
     low, high = key & MASK_32, key >> 32
-    h = ((channel ^ low) * 0x21F0AAAD) & MASK_32
-    h ^= (h >> 15) | (0xFFFE0000 if h >> 31 else 0)
+    code = shifted((channel * 0x7FEB352D) & MASK_32)
+    h = shifted(((code ^ low) * 0x21F0AAAD) & MASK_32)
     return ((h ^ high) * 0xD35A2D97) & MASK_32
 
 
