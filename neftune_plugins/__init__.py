@@ -3,7 +3,7 @@
 from neftune_autoload import enabled
 from neftune_plugins.config import NoiseConfig
 from neftune_plugins.errors import NEFTuneError, NoiseConfigError, NoiseNotAppliedError
-from neftune_plugins.framework import CheckedModel, DemoOptions, Framework
+from neftune_plugins.framework import CheckedModel, DemoOptions, Framework, TrainingCommand
 from neftune_plugins.hookspecs import hookimpl
 from neftune_plugins.injection import Handle, install
 from neftune_plugins.layout import Batch, Layout, LayoutReader
@@ -23,6 +23,7 @@ __all__ = [
     "NoiseConfigError",
     "NoiseNotAppliedError",
     "NoiseType",
+    "TrainingCommand",
     "enabled",
     "hookimpl",
     "install",
