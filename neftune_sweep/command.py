@@ -130,9 +130,7 @@ def _of(module: Any, option: str, name: str, base: type) -> Any:
     """An object of a class of Optuna's, as it comes."""
     known = [one for one in module.__all__ if isinstance(getattr(module, one), type) and one != base.__name__]
     if name not in known:
-        raise NEFTuneError(
-            f"{option} {name}: there is no such class in {module.__name__}; there are: {', '.join(known)}"
-        )
+        raise NEFTuneError(f"{option} {name}: {module.__name__} has no such class; it has {', '.join(known)}")
     try:
         return getattr(module, name)()
     except TypeError as error:
@@ -140,6 +138,9 @@ def _of(module: Any, option: str, name: str, base: type) -> Any:
 
 
 def _report(study: Study, folder: Path) -> None:
-    from neftune_sweep.report import write
+    try:
+        from neftune_sweep.report import write
+    except ModuleNotFoundError:
+        return
 
     print(f"\n{write(study.as_dict(), folder)}")

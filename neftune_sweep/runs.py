@@ -54,9 +54,8 @@ class ConfigFile:
         self._owners = found.training.owners(config)
         if not self._owners:
             raise NEFTuneError(f"{file}: there is no language model in it whose embeddings could be noised")
-        self.type = next(
-            filter(None, (_at(config, (*owner, "neftune_noise_type")) for owner in self._owners)), "uniform"
-        )
+        types = (_at(config, (*owner, "neftune_noise_type")) for owner in self._owners)
+        self.type = next(filter(None, types), "uniform")
 
     def run(self, keys: dict[str, Any], seed: int, folder: Path) -> Run:
         config, output = folder / f"config{self._file.suffix}", folder / "output"

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from neftune_sweep import curve, process
 from neftune_sweep.attempts import Attempt
@@ -86,7 +87,7 @@ class _Work:
         self.log = attempt.folder / "log.txt"
         self.values: dict[str, float] = {}
         self._curve = attempt.folder / "curve.jsonl"
-        keys = {"neftune_noise_alpha": attempt.alpha or None}
+        keys: dict[str, Any] = {"neftune_noise_alpha": attempt.alpha or None}
         if options.type:
             keys["neftune_noise_type"] = attempt.type
         self.planned = source.run(keys, attempt.seed, attempt.folder)
@@ -97,12 +98,9 @@ class _Work:
     def train(self) -> None:
         environment = os.environ | {curve.VARIABLE: str(self._curve)}
         self._run("the training", self.planned.command, environment, self._prune)
-        points = self.curve()
-        for name, losses in (
-            (LOSS, [point.loss for point in points]),
-            (CLEAN_LOSS, [point.clean_loss for point in points]),
-        ):
-            self.values |= {name: loss for loss in losses if loss is not None}
+        for point in self.curve():
+            last = {LOSS: point.loss, CLEAN_LOSS: point.clean_loss}
+            self.values |= {name: loss for name, loss in last.items() if loss is not None}
 
     def _prune(self) -> None:
         for point in self.curve():
