@@ -22,7 +22,7 @@ def main(command: list[str]) -> None:
     stopping = threading.Event()
 
     def stop() -> None:
-        sys.stdin.buffer.read()
+        os.read(0, 1)
         stopping.set()
         signal_group(signal.SIGTERM)
         end = time.monotonic() + PATIENCE

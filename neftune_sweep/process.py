@@ -7,7 +7,7 @@ from pathlib import Path
 
 Look = Callable[[], None]
 
-LOOK = 2.0  # seconds between two looks at what a training has logged
+LOOK = 1.0  # seconds between two looks at what a training has logged
 
 
 def nothing() -> None:
