@@ -60,7 +60,7 @@ class Chart:
             spread = dot.spread or 0.0
             points += [(dot.point[0], dot.point[1] - spread), (dot.point[0], dot.point[1] + spread)]
         xs, ys = zip(*points, strict=True)
-        return _around(xs, 0.04), _around(ys, 0.08)
+        return _around(xs, 0.06), _around(ys, 0.08)
 
     def x(self, value: float) -> float:
         low, high = self.ranges[0]
@@ -87,22 +87,15 @@ class Chart:
     @property
     def y_ticks(self) -> list[Tick]:
         low, high = self.ranges[1]
-        return [Tick(self.y(value), f"{value:.5g}") for value in steps(low, high, 5)]
+        return [Tick(self.y(value), f"{value:.5g}") for value in steps(low, high, 6)]
 
 
 def steps(low: float, high: float, count: int) -> list[float]:
-    """Round numbers from low to high, at most `count` of them: multiples of 1, 2 or 5 times a power of ten."""
+    """Round numbers from low to high, at most `count` of them: multiples of 1, 2, 2.5 or 5 times a power of ten."""
     power = 10 ** math.floor(math.log10((high - low) / count))
-    step = next(power * factor for factor in (1, 2, 5, 10, 20) if (high - low) / (power * factor) <= count - 1)
+    step = next(power * factor for factor in (1, 2, 2.5, 5, 10, 20) if (high - low) / (power * factor) <= count - 1)
     first = math.ceil(low / step)
     return [round(number * step, 12) for number in range(first, math.floor(high / step) + 1)]
-
-
-def thinned(points: Sequence[Point], most: int = 200) -> list[Point]:
-    """The points, or the means of equally many successive ones, so that no more than `most` are left."""
-    size = math.ceil(len(points) / most)
-    groups = (points[start : start + size] for start in range(0, len(points), size))
-    return [(math.fsum(x for x, _ in own) / len(own), math.fsum(y for _, y in own) / len(own)) for own in groups]
 
 
 def _around(values: Iterable[float], share: float) -> Point:

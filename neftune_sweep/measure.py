@@ -1,6 +1,6 @@
 """What is measured of a trained model.
 
-python -m neftune_sweep.measure MODEL_FOLDER ROWS RESULT.json      # writes values and answers
+python -m neftune_sweep.measure MODEL_FOLDER ROWS RESULT.json      # the values by their names, and `answers`
 
 The loss is that of the model as it is used, without noise. The answers are greedy with the repetition penalty of 1.2
 that the NEFTune paper decodes with (arXiv 2310.05914, section 5.2).
@@ -240,7 +240,7 @@ def _run(options: argparse.Namespace) -> None:
         )
         values |= found
         answers += given
-    result = {"values": values, "answers": list(map(asdict, answers))}
+    result = values | {"answers": list(map(asdict, answers))}
     options.result.write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
     print(table([(name, f"{value:.4f}") for name, value in values.items()], right=[1]))
 

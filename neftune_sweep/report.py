@@ -2,38 +2,45 @@
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from neftune_sweep.chart import Chart, Dot, Line, colour, thinned
-from neftune_sweep.findings import NO_NOISE, Findings, Setting, finite, label, number, setting_of
+from neftune_sweep import findings
+from neftune_sweep.chart import Chart, Dot, Line, colour
+from neftune_sweep.results import NO_NOISE, Results, Setting, finite, label, setting_of
 from neftune_sweep.statistics import Difference, summary
 from neftune_sweep.study import Study, Trial
 
+MEASURED = "measured.json"  # beside a trial's log, what `neftune_sweep.measure` wrote
 SAMPLES = 3  # prompts whose answers are shown
-_DASHES = ("", "7 3", "2 3", "9 3 2 3")  # of the lines, by the type of noise
+
+# By the type of noise: of lines, and of means.
+_DASHES = ("", "7 3", "2 3", "9 3 2 3")
 _MARKERS = ("circle", "square", "triangle", "diamond")
 
-Answers = Mapping[int, Sequence[Mapping[str, Any]]]
-"""Of trials, by their number: the `answers` that `neftune_sweep.measure` wrote."""
+# In the table alone: they say how far others are to be trusted.
+_NOT_PLOTTED = ("unfinished", "chunked")
+
+Answer = Mapping[str, Any]
 
 
-def write(study: Study, folder: Path, answers: Answers | None = None) -> Path:
-    """Write into the folder, which is made where it is missing, and return the page.
+def write(study: Study, folder: Path) -> Path:
+    """Write the report into the folder, which is made where it is missing. Returns the page's path.
 
-    report.html: for people. study.json: the study as it is; summary.json: what was found, for each setting and metric.
-    trials.csv: a line for each trial. Values that are not finite are null there, or empty.
+    report.html: for people; with answers, where `measured.json` lies beside a trial's log.
+    study.json: the study as it is. summary.json: the findings, and means, spreads and differences of each metric.
+    trials.csv: a line for each trial. A value that is not finite is null there, or empty.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    findings = Findings(study)
+    results = Results(study)
     page = folder / "report.html"
-    page.write_text(_html(findings, answers or {}), encoding="utf-8")
+    page.write_text(_page(results), encoding="utf-8")
     _write_json(study.as_dict(), folder / "study.json")
-    _write_json(_summary(findings), folder / "summary.json")
+    _write_json(_summary(results), folder / "summary.json")
     with (folder / "trials.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(_lines(study))
     return page
@@ -52,21 +59,22 @@ def _without_infinities(value: Any) -> Any:
     return None if isinstance(value, float) and not finite(value) else value
 
 
-def _summary(findings: Findings) -> dict[str, Any]:
-    settings = []
-    differences = {metric: findings.differences(metric) for metric in findings.metrics}
-    for setting in findings.complete:
-        metrics = {}
-        for metric in findings.metrics:
-            if not (values := findings.by_seed(setting, metric)):
-                continue
-            own = summary(values)
-            metrics[metric] = {"mean": own.mean, "spread": own.spread, "seeds": own.seeds}
-            if one := differences[metric].get(setting):
-                against = {"difference": one.difference, "margin": one.margin, "supported": one.supported}
-                metrics[metric]["against_no_noise"] = against | {"how": one.how}
-        settings.append({"alpha": setting.alpha, "type": setting.type or None, "metrics": metrics})
-    return {"sentence": findings.sentence, "warnings": findings.warnings, "settings": settings}
+def _summary(results: Results) -> dict[str, Any]:
+    settings = [{"alpha": setting.alpha, "type": setting.type or None, "metrics": {}} for setting in results.complete]
+    for metric in results.metrics:
+        differences = results.differences(metric)
+        for setting, found in zip(results.complete, settings, strict=True):
+            if values := results.by_seed(setting, metric):
+                own, one = summary(values), differences.get(setting)
+                found["metrics"][metric] = {
+                    "mean": own.mean,
+                    "spread": own.spread,
+                    "seeds": own.seeds,
+                    "difference": one and one.difference,
+                    "margin": one and one.margin,
+                    "supported": one and one.supported,
+                }
+    return {"finding": findings.sentence(results), "warnings": findings.warnings(results), "settings": settings}
 
 
 def _lines(study: Study) -> list[list[Any]]:
@@ -80,7 +88,7 @@ def _lines(study: Study) -> list[list[Any]]:
     return lines
 
 
-def _html(findings: Findings, answers: Answers) -> str:
+def _page(results: Results) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("neftune_sweep", "."),
         autoescape=True,
@@ -88,142 +96,162 @@ def _html(findings: Findings, answers: Answers) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"label": label, "duration": _duration}
-    looks = _Looks(findings)
+    environment.filters |= {"label": label, "duration": _duration, "number": _number}
+    looks = _Looks(results)
+    states = [trial.state for trial in results.study.trials]
+    plotted = [name for name in results.metrics if not name.endswith(_NOT_PLOTTED)]
+    curves = [_curves(results, looks, name, title) for name, title in _CURVES.items()]
     return environment.get_template("report.html.jinja").render(
-        study=findings.study,
-        findings=findings,
-        counts=_counts(findings.study),
+        study=results.study,
+        results=results,
+        finding=findings.sentence(results),
+        warnings=findings.warnings(results),
+        counts=[f"{len(states)} trials", *(f"{states.count(one)} {one}" for one in _ENDS if one in states)],
         looks=looks,
-        curves=[chart for name in ("loss", "clean_loss") if (chart := _curves(findings, looks, name)).lines],
-        metrics=[_metric(findings, looks, name) for name in findings.metrics if _measured(findings, name)],
-        table=[(label(name), _cells(findings, name)) for name in findings.metrics if _measured(findings, name)],
-        samples=_samples(findings, answers),
-        number=number,
+        curves=[chart for chart in curves if chart.lines],
+        metrics=[_metric(results, looks, name) for name in plotted],
+        differences=_against(results),
+        table={name: _cells(results, name) for name in results.metrics},
+        samples=_samples(results),
         setting_of=setting_of,
     )
 
 
-class _Looks:
-    """The colour of each alpha, the dashes and markers of each type of noise."""
+_ENDS = ("failed", "pruned")
+_CURVES = {"loss": "training loss, with the noise", "clean_loss": "loss without noise, in training"}
 
-    def __init__(self, findings: Findings) -> None:
-        self.settings = sorted({setting_of(trial) for trial in findings.study.trials})
+
+class _Looks:
+    """The colour of each alpha, and the dashes and marker of each type of noise."""
+
+    def __init__(self, results: Results) -> None:
+        self.settings = sorted(set(map(setting_of, results.study.trials)))
         self._alphas = sorted({setting.alpha for setting in self.settings} - {0.0})
-        self._types = sorted(findings.types)
+        self._types = {type: number for number, type in enumerate(results.types)}
 
     def colour(self, setting: Setting) -> str:
         if setting == NO_NOISE:
             return "var(--ink)"
         return colour(self._alphas.index(setting.alpha) / max(1, len(self._alphas) - 1))
 
-    def dashes(self, setting: Setting) -> str:
-        return _DASHES[self._type(setting) % len(_DASHES)]
+    def dashes(self, type: str) -> str:
+        return _DASHES[self._types.get(type, 0) % len(_DASHES)]
 
-    def marker(self, setting: Setting) -> str:
-        return _MARKERS[self._type(setting) % len(_MARKERS)]
-
-    def _type(self, setting: Setting) -> int:
-        return self._types.index(setting.type) if setting.type else 0
+    def marker(self, type: str) -> str:
+        return _MARKERS[self._types.get(type, 0) % len(_MARKERS)]
 
 
-def _curves(findings: Findings, looks: _Looks, name: str) -> Chart:
+def _curves(results: Results, looks: _Looks, name: str, title: str) -> Chart:
+    """A line for each trial, those that did not end well too."""
     lines = []
-    for trial in findings.study.trials:
+    for trial in results.study.trials:
         setting = setting_of(trial)
         values = [(float(point.step), getattr(point, name)) for point in trial.curve]
-        if points := thinned([(step, value) for step, value in values if finite(value)]):
-            title = f"{findings.name(setting)}, seed {trial.seed}: {number(points[-1][1])} at the end"
-            lines.append(Line(points, looks.colour(setting), title, looks.dashes(setting)))
-    title = {"loss": "training loss, with the noise", "clean_loss": "loss without noise, in training"}[name]
-    return Chart(title, "step", f"{title}: a line for each of {len(lines)} trials", lines)
+        if points := [(step, value) for step, value in values if finite(value)]:
+            told = f"{results.name(setting)}, seed {trial.seed}: {points[-1][1]:.4f} at step {points[-1][0]:g}"
+            lines.append(Line(points, looks.colour(setting), told, looks.dashes(setting.type)))
+    return Chart(title, "step", f"{title}, of {len(lines)} trials", lines)
 
 
-def _measured(findings: Findings, metric: str) -> bool:
-    return any(findings.by_seed(setting, metric) for setting in findings.complete)
-
-
-def _metric(findings: Findings, looks: _Looks, metric: str) -> Chart:
+def _metric(results: Results, looks: _Looks, metric: str) -> Chart:
     """The metric against alpha: each seed, mean and spread, and for each type of noise a line through the means."""
-    dots, lines, told = [], [], []
+    dots, told = [], []
     means: dict[str, list[tuple[float, float]]] = {}
-    for setting in findings.complete:
-        if not (values := findings.by_seed(setting, metric)):
+    places = _places(results, metric)
+    for setting in results.complete:
+        if not (values := results.by_seed(setting, metric)):
             continue
-        own, name = summary(values), findings.name(setting)
-        look = looks.colour(setting)
+        own, name, look = summary(values), results.name(setting), looks.colour(setting)
         for seed, value in values.items():
-            dots.append(Dot((setting.alpha, value), look, f"{name}, seed {seed}: {number(value)}", "seed"))
-        shown = number(own.mean, own.spread) + (f" ± {number(own.spread, own.spread)}" if own.spread else "")
-        told.append(f"{name}: {shown}")
-        title = f"{name}, mean of {own.seeds}: {shown}"
-        dots.append(Dot((setting.alpha, own.mean), look, title, looks.marker(setting), own.spread))
+            dots.append(Dot((setting.alpha, value), look, f"{name}, seed {seed}: {value:.{places}f}", "seed"))
+        text = f"{name}: {own.mean:.{places}f}" + ("" if own.spread is None else f" ± {own.spread:.{places}f}")
+        dots.append(Dot((setting.alpha, own.mean), look, text, looks.marker(setting.type), own.spread))
+        told.append(text)
         means.setdefault(setting.type, []).append((setting.alpha, own.mean))
-    none = means.pop("", [])
-    for type, points in means.items():
-        lines.append(Line([*none, *points], "var(--muted)", type, looks.dashes(Setting(1.0, type))))
-    marks = sorted({setting.alpha for setting in findings.complete})
+    none = means.pop(NO_NOISE.type, [])
+    lines = [Line([*none, *points], "var(--muted)", type, looks.dashes(type)) for type, points in means.items()]
+    marks = sorted({setting.alpha for setting in results.complete})
     return Chart(label(metric), "alpha", f"{label(metric)} against alpha. {'; '.join(told)}", lines, dots, marks)
 
 
-def _cells(findings: Findings, metric: str) -> list[dict[str, str]]:
-    """Of one line of the table: what stands in each setting's cell, its sign, and what it says of the difference."""
+def _places(results: Results, metric: str) -> int:
+    """The decimals of a metric: as many as its largest spread needs."""
+    spreads = [summary(own).spread or 0.0 for one in results.complete if (own := results.by_seed(one, metric))]
+    return findings.decimals(max(spreads))
+
+
+def _cells(results: Results, metric: str) -> list[dict[str, str]]:
+    """A line of the table: of each setting mean, spread, the sign of a supported difference, and what it is."""
+    differences, places = results.differences(metric), _places(results, metric)
     cells = []
-    differences = findings.differences(metric)
-    for setting in findings.complete:
-        values = findings.by_seed(setting, metric)
-        if not values:
-            cells.append({"mean": "–", "spread": "", "sign": "", "title": "not measured"})
+    for setting in results.complete:
+        if not (values := results.by_seed(setting, metric)):
+            cells.append({"mean": "–", "spread": "", "sign": "", "told": "not measured"})
             continue
         own, one = summary(values), differences.get(setting)
         cells.append(
             {
-                "mean": number(own.mean, own.spread),
-                "spread": "" if own.spread is None else f"± {number(own.spread, own.spread)}",
+                "mean": f"{own.mean:.{places}f}",
+                "spread": "" if own.spread is None else f"± {own.spread:.{places}f}",
                 "sign": "" if one is None or not one.supported else "▲" if one.difference > 0 else "▼",
-                "title": "" if one is None else _told(one),
+                "told": "" if one is None else _told(one),
             }
         )
     return cells
 
 
+def _against(results: Results) -> list[str]:
+    """Of each setting the difference of the objective from the runs without noise, with its interval."""
+    differences = results.differences(results.study.objective)
+    shown = []
+    for setting in results.complete:
+        one = differences.get(setting)
+        places = findings.decimals(one.margin if one else None)
+        margin = "" if one is None or one.margin is None else f" ± {one.margin:.{places}f}"
+        shown.append(f"{one.difference:+.{places}f}{margin}" if one else "")
+    return shown if differences else []
+
+
 def _told(one: Difference) -> str:
-    amount = f"{'+' if one.difference > 0 else ''}{number(one.difference, one.margin)}"
-    seeds = f"{one.seeds[0]} seeds" if one.seeds[0] == one.seeds[1] else f"{one.seeds[0]} and {one.seeds[1]} seeds"
+    places = findings.decimals(one.margin)
+    amount = f"against no noise {one.difference:+.{places}f}"
     if one.margin is None:
-        why = {"few": "too few seeds for an interval", "constant": "the seeds change nothing"}[one.how]
-        return f"against no noise {amount}, {why}"
-    return f"against no noise {amount} ± {number(one.margin, one.margin)}, {one.how}, {seeds}"
+        return f"{amount}: {'too few seeds' if one.how == 'few' else 'the same in each seed'}, so no interval"
+    seeds = " and ".join(map(str, dict.fromkeys(one.seeds)))
+    return f"{amount} ± {one.margin:.{places}f}, {one.how}, {seeds} seeds"
 
 
-def _counts(study: Study) -> list[str]:
-    states = [trial.state for trial in study.trials]
-    named = [(len(states), "trials")] + [(states.count(state), state) for state in ("failed", "pruned")]
-    return [f"{count} {name}" for count, name in named if count or name == "trials"]
-
-
-def _samples(findings: Findings, answers: Answers) -> list[dict[str, Any]]:
-    """The first held-out prompts with what each setting answered, in its first seed."""
-    first: dict[Setting, tuple[Trial, list[Mapping[str, Any]]]] = {}
-    for setting, trials in findings.complete.items():
+def _samples(results: Results) -> list[dict[str, Any]]:
+    """The first held-out prompts, with what each setting answered in its first seed."""
+    given: dict[Setting, tuple[Trial, list[Answer]]] = {}
+    for setting, trials in results.complete.items():
         for trial in sorted(trials, key=lambda trial: trial.seed):
-            if own := [answer for answer in answers.get(trial.number, ()) if answer["rows"] == "held_out"]:
-                first.setdefault(setting, (trial, own))
+            if found := _answers(trial):
+                given.setdefault(setting, (trial, found))
     samples = []
-    for row in list(zip_longest(*(own for _, own in first.values())))[:SAMPLES]:
-        given = [answer for answer in row if answer is not None]
-        samples.append(
-            {
-                "prompt": given[0]["prompt"],
-                "reference": given[0]["reference"],
-                "answers": [
-                    (setting, trial.seed, answer)
-                    for (setting, (trial, _)), answer in zip(first.items(), row, strict=True)
-                    if answer is not None
-                ],
-            }
-        )
+    for row in list(zip_longest(*(found for _, found in given.values())))[:SAMPLES]:
+        first = next(answer for answer in row if answer is not None)
+        answers = [
+            (setting, trial.seed, answer)
+            for (setting, (trial, _)), answer in zip(given.items(), row, strict=True)
+            if answer is not None
+        ]
+        samples.append({"prompt": first["prompt"], "reference": first["reference"], "answers": answers})
     return samples
+
+
+def _answers(trial: Trial) -> list[Answer]:
+    """Those to held-out rows, where they were kept."""
+    path = Path(trial.log).with_name(MEASURED) if trial.log else None
+    if path is None or not path.exists():
+        return []
+    return [
+        answer for answer in json.loads(path.read_text(encoding="utf-8"))["answers"] if answer["rows"] == "held_out"
+    ]
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}"
 
 
 def _duration(seconds: float) -> str:

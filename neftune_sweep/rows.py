@@ -43,7 +43,7 @@ class Row:
         """
         if isinstance(self.prompt, str):
             prompt = tokenizer(self.prompt).input_ids
-            return prompt, tokenizer(self.answer, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
+            return prompt, [*tokenizer(self.answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
         if tokenizer.chat_template is None:
             raise NEFTuneError("the rows are chats, but the tokenizer has no chat template; write them as prompt and "
                                "completion, as the framework writes them in training")  # fmt: skip

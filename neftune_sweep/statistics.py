@@ -37,7 +37,7 @@ class Difference:
 
     margin: half of the confidence interval; None where there is none.
     seeds: how many of each setting are compared.
-    how: `paired` by seed, or `unpaired`; or why there is no margin: too `few` seeds, or `constant`, they change nothing.
+    how: `paired` by seed, or `unpaired`; or why there is no margin: `few` seeds, or `constant`, they change nothing.
     """
 
     difference: float
