@@ -35,6 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     compared = parser.add_argument_group("what is compared")
     compared.add_argument("--held-out", type=Path, metavar="FILE.jsonl", help="rows to measure the trained model with")
     compared.add_argument(
+        "--measure",
+        default="",
+        metavar="OPTIONS",
+        help="for the measurement with these rows, such as '--limit 50': python -m neftune_sweep.measure --help",
+    )
+    compared.add_argument(
         "--metric",
         type=_metric,
         action="append",

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from neftune_plugins.terminal import table
 from neftune_sweep import progress, trial
 from neftune_sweep.attempts import Attempts, LostError
 from neftune_sweep.plan import Plan
+from neftune_sweep.report import write
 from neftune_sweep.runs import Source, source
 from neftune_sweep.study import HELD_OUT_LOSS, Study
 
@@ -57,7 +59,7 @@ def sweep(options: argparse.Namespace) -> int:
         direction=options.direction,
         trials=trials,
     )
-    _report(study, folder)
+    print(f"\n{write(study, folder)}")
     return int(all(one.state == "failed" for one in trials))
 
 
@@ -97,13 +99,13 @@ def _trial_options(options: argparse.Namespace) -> trial.Options:
         raise NEFTuneError(f"--held-out {options.held_out}: there is no such file")
     if options.pruner != "NopPruner" and options.direction != "minimize":
         raise NEFTuneError("--pruner compares losses while a model is trained; it goes with --direction minimize alone")
-    metrics = dict(options.metric)
     default = trial.LOSS if options.held_out is None else HELD_OUT_LOSS
     return trial.Options(
         objective=options.objective or default,
         type=bool(options.type),
         held_out=options.held_out and options.held_out.absolute(),
-        metrics=metrics,
+        measure=shlex.split(options.measure),
+        metrics=dict(options.metric),
         discard=options.discard_models,
     )
 
@@ -117,6 +119,7 @@ def _about(options: argparse.Namespace, swept: Source, plan: Plan, chosen: trial
         "--objective": chosen.objective,
         "--direction": options.direction,
         "--held-out": chosen.held_out and _digest(chosen.held_out),
+        "--measure": list(chosen.measure),
         "--metric": dict(chosen.metrics),
         "arguments for the framework": list(options.more),
     }
@@ -135,12 +138,3 @@ def _of(module: Any, option: str, name: str, base: type) -> Any:
         return getattr(module, name)()
     except TypeError as error:
         raise NEFTuneError(f"{option} {name}: it cannot be made without arguments ({error})") from None
-
-
-def _report(study: Study, folder: Path) -> None:
-    try:
-        from neftune_sweep.report import write
-    except ModuleNotFoundError:
-        return
-
-    print(f"\n{write(study.as_dict(), folder)}")
