@@ -115,8 +115,6 @@ def _sweep(options: argparse.Namespace) -> int:
     try:
         from neftune_sweep.command import sweep
     except ModuleNotFoundError as error:
-        if str(error.name).split(".")[0] not in ("jinja2", "optuna", "sqlalchemy", "yaml"):
-            raise
         raise NEFTuneError(f'{error}; install what a sweep needs: pip install "neftune-plugins[sweep]"') from None
     return sweep(options)
 
