@@ -1,4 +1,4 @@
-"""A training as `neftune sweep` runs it, that learns nothing: its loss is a formula, and it tells of itself in a ledger.
+"""A training as `neftune sweep` runs it, which learns nothing: its loss is a formula. It tells of itself in a ledger.
 
 Environment: LEDGER, a file; SECONDS, how long it takes; WORKER, whose training it is.
 """
