@@ -32,7 +32,7 @@ from neftune_sweep import lock
 from neftune_sweep.plan import Plan, Point
 from neftune_sweep.study import Direction, Trial
 
-_TRIES = 5
+TRIES = 5
 
 
 class Attempts:
@@ -142,6 +142,7 @@ class Attempts:
         return id
 
     def _attempt(self, id: int, cell: int) -> "Attempt":
+        self.study.get_trials(deepcopy=False)  # the study has a cache, which is to know of it
         trial = optuna.trial.Trial(self.study, id)
         if "point" not in trial.user_attrs:
             low, high = self.plan.drawn_from or (0.0, 0.0)
@@ -250,7 +251,7 @@ def _counts(trial: FrozenTrial) -> bool:
 
 
 def _opened(url: str, heartbeat: int) -> optuna.storages.RDBStorage:
-    for left in reversed(range(_TRIES)):
+    for left in reversed(range(TRIES)):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -3,10 +3,7 @@
 import dataclasses
 import json
 import os
-import pty
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -14,7 +11,7 @@ import pytest
 
 from neftune_plugins import NoiseConfig
 from neftune_plugins.config import key
-from tests.support.commands import ENVIRONMENT, neftune
+from tests.support.commands import neftune, on_a_terminal
 from tests.support.documentation import ROOT, snippets
 
 PLUGIN = """
@@ -248,25 +245,6 @@ def test_check_with_the_package_switched_off(little, tmp_path):
     status, results = check(tmp_path, {"config": CONFIG}, little() | {"NEFTUNE_PLUGINS": "0"})
     assert status == 1
     assert "unset NEFTUNE_PLUGINS" in results["config"]["problem"]
-
-
-def on_a_terminal(*arguments: str, **environment: str) -> str:
-    """What the command shows where both of its outputs are a terminal."""
-    screen, terminal = pty.openpty()
-    command = [str(Path(sys.executable).with_name("neftune")), *arguments]
-    process = subprocess.Popen(
-        command, stdout=terminal, stderr=terminal, env={**os.environ, **ENVIRONMENT, **environment}
-    )
-    os.close(terminal)
-    shown = b""
-    try:
-        while part := os.read(screen, 4096):
-            shown += part
-    except OSError:  # Linux: the other end is closed
-        pass
-    process.wait()
-    os.close(screen)
-    return shown.decode()
 
 
 def test_a_terminal_has_colour_and_progress_and_a_pipe_has_neither(little):

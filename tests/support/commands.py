@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,25 @@ def neftune(*arguments: str | Path, cwd: Path | None = None, **environment: str)
         text=True,
         check=False,
     )
+
+
+def on_a_terminal(*arguments: str, **environment: str) -> str:
+    """What the command shows where both of its outputs are a terminal."""
+    screen, terminal = pty.openpty()
+    command = [str(Path(sys.executable).with_name("neftune")), *arguments]
+    process = subprocess.Popen(
+        command, stdout=terminal, stderr=terminal, env={**os.environ, **ENVIRONMENT, **environment}
+    )
+    os.close(terminal)
+    shown = b""
+    try:
+        while part := os.read(screen, 4096):
+            shown += part
+    except OSError:  # Linux: the other end is closed
+        pass
+    process.wait()
+    os.close(screen)
+    return shown.decode()
 
 
 def line_of(text: str, start: str) -> int:
