@@ -170,11 +170,11 @@ def test_a_number_that_is_too_small_is_refused(capsys):
     [
         (
             ["--max-new-tokens", "2048"],
-            r"row 1 takes \d+ tokens .* 2048 for the answer, but the model has 2048 positions",
+            r"row 1 takes \d+ tokens .* but the model has 2048 positions",
         ),
         (
             ["--tokenizer", "no_tokenizer"],
-            "no_tokenizer: there is no tokenizer in it; name its folder with --tokenizer",
+            "no_tokenizer: there is no tokenizer in it; name",
         ),
         (["--train", "missing.jsonl"], "missing.jsonl: No such file or directory"),
     ],
