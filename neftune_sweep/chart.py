@@ -87,7 +87,7 @@ class Chart:
     @property
     def y_ticks(self) -> list[Tick]:
         low, high = self.ranges[1]
-        return [Tick(self.y(value), f"{value:.5g}") for value in steps(low, high, 6)]
+        return [Tick(self.y(value), f"{value:.12g}") for value in steps(low, high, 6)]
 
 
 def steps(low: float, high: float, count: int) -> list[float]:

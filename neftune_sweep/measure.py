@@ -13,6 +13,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -252,9 +253,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("model", type=Path, metavar="MODEL_FOLDER", help="with the trained model, or a LoRA adapter")
     parser.add_argument("rows", type=Path, metavar="ROWS", help="held-out rows, JSON lines or a JSON list")
     parser.add_argument("result", type=Path, metavar="RESULT.json", help="where values and answers are written")
-    parser.add_argument(
-        "--train", type=Path, metavar="ROWS", help="rows of the training data, measured in the same way"
-    )
+    parser.add_argument("--train", type=Path, metavar="ROWS", help="rows of the training data, measured alike")
     parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="of the tokenizer, if not the model's")
     parser.add_argument(
         "--instructions",
@@ -262,22 +261,21 @@ def _parser() -> argparse.ArgumentParser:
         default="alpaca",
         help="how rows of instruction and output are put to the model (default: %(default)s)",
     )
-    for option, default, help in (
-        ("--max-new-tokens", MAX_NEW_TOKENS, "longest answer"),
-        ("--batch-size", BATCH_SIZE, "rows at a time"),
-        ("--chunk", CHUNK, "words of an answer in which repetition is looked for"),
-        ("--limit", None, "so many rows of each file, its first"),
+    for option, least, default, help in (
+        ("--max-new-tokens", 1, MAX_NEW_TOKENS, "longest answer"),
+        ("--batch-size", 1, BATCH_SIZE, "rows at a time"),
+        ("--chunk", 4, CHUNK, "words of an answer in which repetition is looked for"),
+        ("--limit", 1, None, "so many rows of each file, its first"),
     ):
         shown = "" if default is None else " (default: %(default)s)"
-        parser.add_argument(option, type=_positive, default=default, metavar="N", help=help + shown)
+        parser.add_argument(option, type=partial(_number, least), default=default, metavar="N", help=help + shown)
     return parser
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return number
+def _number(least: int, text: str) -> int:
+    if int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -44,8 +44,8 @@ def log_diversity(text: Sequence[str]) -> float:
 
 
 def diversity(answers: Sequence[str], chunk: int = CHUNK) -> dict[str, float]:
-    """Means over the answers of their first `chunk` words. Shorter answers are left out, as in section 5.2: n-grams
-    recur more often in a longer text.
+    """Means over the answers of their first `chunk` words, 4 or more. Shorter answers are left out, as in section 5.2:
+    n-grams recur more often in a longer text.
 
     Returns `chunked`, the share of the answers that are long enough, and where there are any, `two_gram_repetition`,
     from 0 to 1, and `log_diversity`.
