@@ -71,8 +71,6 @@ class PythonFile:
     type = "uniform"
 
     def __init__(self, file: Path, more: Sequence[str]) -> None:
-        if not file.exists():
-            raise NEFTuneError(f"{file}: there is no such file")
         self._file, self._more = file, more
 
     def run(self, keys: dict[str, Any], seed: int, folder: Path) -> Run:
@@ -85,7 +83,9 @@ class PythonFile:
 
 
 def source(file: Path, framework: str | None, more: Sequence[str]) -> Source:
-    """The source that a file is."""
+    """The source that a file is. Raises NEFTuneError where it is not there, or of no framework."""
+    if not file.exists():
+        raise NEFTuneError(f"{file}: there is no such file")
     return PythonFile(file, more) if file.suffix == ".py" else ConfigFile(file, framework, more)
 
 

@@ -3,6 +3,8 @@
 import itertools
 import json
 import re
+import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +20,7 @@ from optuna.trial import TrialState
 from neftune_plugins.cli import main
 from neftune_sweep import configs, curve
 from tests.support.commands import on_a_terminal
-from tests.support.documentation import ROOT
+from tests.support.documentation import ROOT, snippets
 from tests.sweep.training import BROKEN, STEPS, loss
 from tests.sweep.workers import TRAINING, events, trials
 
@@ -120,6 +122,22 @@ def test_drawn_points_are_trained_with_every_seed_and_pruned_by_their_clean_loss
     optuna_s = trials(f"sqlite:///{tmp_path}/neftune-sweep/study.db")
     assert [trial.state for trial in optuna_s] == [TrialState.COMPLETE] * 6 + [TrialState.PRUNED] * 2
     assert [trial.params.get("alpha") for trial in optuna_s] == [None] * 6 + [drawn[0]["alpha"]] * 2
+
+
+def test_the_commands_of_the_page(sweep, tmp_path):
+    """All of them are understood; those with a Python file are run with one."""
+    lines = "".join(snippets(ROOT / "docs" / "sweep.md", "bash")).splitlines()
+    commands = [shlex.split(line)[2:] for line in lines if line.startswith("neftune sweep")]
+    shutil.copy(TRAINING, tmp_path / "train.py")
+    for file, *arguments in commands:
+        if file == "train.py":
+            assert sweep(*arguments, file=Path(file))[0] == 0
+        else:
+            assert "there is no such file" in sweep(*arguments, file=Path(file))[2]
+    begins = events(tmp_path / "ledger.jsonl", "begin")
+    assert [(one["neftune_noise_alpha"], one["seed"]) for one in begins] == [
+        (alpha, seed) for alpha in (0, 5, 10) for seed in (0, 1)
+    ]
 
 
 WRONG = {
