@@ -77,6 +77,8 @@ class Attempts:
 
     def _begin(self, name: str, about: dict[str, Any]) -> None:
         if "neftune" not in self.study.user_attrs:
+            if self._all():
+                raise NEFTuneError(f"the study {name!r} is not a sweep's; give this one another name: --study NAME")
             self.study.set_user_attr("neftune", about)
         begun = self.study.user_attrs["neftune"]
         other = [key for key in about if begun.get(key) != about[key]]

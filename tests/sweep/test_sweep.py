@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import optuna
 import pytest
 import yaml
 from neftune_axolotl.training import TRAINING as AXOLOTL
@@ -138,6 +139,13 @@ def test_the_commands_of_the_page(sweep, tmp_path):
     assert [(one["neftune_noise_alpha"], one["seed"]) for one in begins] == [
         (alpha, seed) for alpha in (0, 5, 10) for seed in (0, 1)
     ]
+
+
+def test_a_study_of_something_else_is_left_alone(sweep, tmp_path):
+    url = f"sqlite:///{tmp_path}/study.db"
+    optuna.create_study(storage=url, study_name="training").ask()
+    _, _, problem = sweep("--alpha", "5", "--storage", url)
+    assert "the study 'training' is not a sweep's" in problem
 
 
 WRONG = {
