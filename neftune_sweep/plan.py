@@ -68,12 +68,10 @@ class Plan:
 
     def known_to_optuna(self, point: Point) -> bool:
         """Whether it could have been drawn: a point outside of the range is nothing for a sampler to learn from."""
-        return all(
-            distribution._contains(distribution.to_internal_repr(point[name]))
-            if not isinstance(distribution, CategoricalDistribution)
-            else point[name] in distribution.choices
-            for name, distribution in self.distributions.items()
-        )
+        if self.drawn_from is None:
+            return True
+        low, high = self.drawn_from
+        return low <= point["alpha"] <= high and point["type"] in self.types
 
     def as_dict(self) -> dict[str, Any]:
         return {
