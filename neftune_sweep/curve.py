@@ -29,7 +29,7 @@ def record(step: int, logs: Mapping[str, Any]) -> None:
     """Add what was logged at a step."""
     found = {name: float(value) for name, value in logs.items() if isinstance(value, numbers.Real)}
     with open(os.environ[VARIABLE], "a") as file:
-        file.write(json.dumps({"step": step, **found}) + "\n")
+        file.write(json.dumps({**found, "step": step}) + "\n")
 
 
 def read(file: Path, *, noisy: bool) -> list[Point]:
