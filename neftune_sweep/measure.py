@@ -145,8 +145,8 @@ def _batches(items: Sequence[Any], size: int) -> Iterator[Any]:
 def _padded(rows: Sequence[Sequence[int]], side: str, device: torch.device) -> tuple[Tensor, Tensor]:
     """(B, L) ids and mask.
 
-    A row is padded with its own first token: the repetition penalty looks at the ids alone, and any other token, such
-    as the one that ends an answer, would become less likely in the padded rows of a batch.
+    A row is padded with its own first token: up to transformers 5.20 the repetition penalty does not look at the mask,
+    and any other token, such as the one that ends an answer, would become less likely in padded rows.
     """
     width = max(map(len, rows))
     ids, mask = [], []
@@ -193,6 +193,7 @@ def load_model(folder: Path) -> Any:
     """
     cuda = torch.cuda.is_available()
     dtype = "auto" if cuda else torch.float32
+    model: Any
     if _base(folder) is None:
         model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=dtype)
     elif importlib.util.find_spec("peft") is None:

@@ -67,6 +67,13 @@ def test_two_seeds_support_a_very_large_difference_alone():
     assert difference(by_seed(1.00, 1.11), none).supported
 
 
+@pytest.mark.parametrize(("seeds", "alphas", "times"), [(2, 1, 9), (2, 3, 27), (3, 1, 2.5), (3, 3, 4.4)])
+def test_the_documented_widths(seeds, alphas, times):
+    none = by_seed(*range(seeds))
+    found = difference({seed: value + seed**2 for seed, value in none.items()}, none, alphas)
+    assert found.margin / summary({seed: seed**2 for seed in none}).spread == pytest.approx(times, rel=0.01)
+
+
 @pytest.mark.parametrize(("seeds", "paired"), [(2, True), (3, True), (5, True), (3, False), (5, False)])
 def test_noise_that_does_nothing_is_found_to_do_something_in_5_of_100_sweeps(seeds, paired):
     """At most: three alphas against none, each with Bonferroni's share. What the seed does to all is large."""
