@@ -160,7 +160,7 @@ def test_the_documented_command_writes_the_documented_values(folder, data, tmp_p
         shutil.copy(data, f"{name}.jsonl")
     words = shlex.split(command)
     assert words[:3] == ["python", "-m", "neftune_sweep.measure"]
-    measure.main([*words[3:], "--max-new-tokens", "8", "--chunk", "4", "--limit", "4"])
+    measure.main([*words[3:], "--max-new-tokens", "24", "--chunk", "4", "--limit", "4"])
     found = json.loads(Path("measured.json").read_text())
     assert len(found.pop("answers")) == 8
     documented = re.findall(r"^\| `(\w+)` \|", page.read_text(), re.MULTILINE)
