@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from neftune_sweep import findings
-from neftune_sweep.chart import colour, steps
+from neftune_sweep.chart import BOTTOM, HEIGHT, TOP, Chart, Line, colour, steps
 from neftune_sweep.report import write
 from neftune_sweep.results import Results, label
 from neftune_sweep.study import Point, Study, Trial
@@ -340,6 +340,14 @@ def test_marks_of_an_axis_are_round_and_within(low, high):
     assert 3 <= len(found) <= 6
     assert low <= found[0] and found[-1] <= high
     assert all(len(f"{value:.12g}") <= 8 for value in found)
+
+
+@pytest.mark.parametrize("values", [(0.0, 0.0), (0.3, 0.1 + 0.2), (-3.0, -3.0), (1e4, 1e4 + 1)])
+def test_a_plot_of_one_value_has_room_and_few_marks(values):
+    chart = Chart("", "", "", lines=[Line([(5.0, value) for value in values], "")])
+    assert 2 <= len(chart.y_ticks) <= 6 and 2 <= len(chart.x_ticks) <= 6
+    assert all(TOP < chart.y(value) < HEIGHT - BOTTOM for value in values)
+    assert all(len(tick.text) <= 8 for tick in chart.y_ticks)
 
 
 def test_colours_run_through_the_range():

@@ -19,6 +19,7 @@ def test_mean_and_spread():
     one = summary(by_seed(1.0, 2.0, 6.0))
     assert (one.mean, one.spread, one.seeds) == (3.0, pytest.approx(math.sqrt(7)), 3)
     assert summary({5: 1.5}).spread is None
+    assert summary(by_seed(0.3, 0.1 + 0.2)).spread == 0  # the same but for rounding
 
 
 def test_paired_by_hand():
