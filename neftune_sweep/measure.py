@@ -37,7 +37,7 @@ IGNORED = -100
 class Answer:
     """What the model answered to one row.
 
-    rows: `held_out` or `train`.
+    rows: `held_out` or `trained_on`.
     length: in tokens, without the one that ends it.
     finished: whether it ended by itself, and not at the greatest length.
     """
@@ -223,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(options: argparse.Namespace) -> None:
     sets = {"held_out": read(options.rows, options.instructions)[: options.limit]}
     if options.train is not None:
-        sets["train"] = read(options.train, options.instructions)[: options.limit]
+        sets["trained_on"] = read(options.train, options.instructions)[: options.limit]
     if not (options.model / "config.json").exists() and _base(options.model) is None:
         raise NEFTuneError(f"{options.model}: there is neither config.json nor adapter_config.json in it")
     tokenizer = load_tokenizer(options.tokenizer or options.model)

@@ -164,9 +164,9 @@ def test_the_documented_command_writes_the_documented_values(folder, data, tmp_p
     found = json.loads(Path("measured.json").read_text())
     assert len(found.pop("answers")) == 8
     documented = re.findall(r"^\| `(\w+)` \|", page.read_text(), re.MULTILINE)
-    assert list(found) == [f"{rows}_{name}" for rows in ("held_out", "train") for name in documented]
+    assert list(found) == [f"{rows}_{name}" for rows in ("held_out", "trained_on") for name in documented]
     assert all(isinstance(value, float) for value in found.values())
-    assert found["train_loss"] == found["held_out_loss"]
+    assert found["trained_on_loss"] == found["held_out_loss"]
     assert "held_out_rouge_l" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         measure.main(["--help"])
