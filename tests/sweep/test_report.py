@@ -226,9 +226,9 @@ def test_answers_that_tell_little_are_warned_of():
         "trained_on_chunked": {0: (0.9,) * 3, 5: (0.2,) * 3},
     }
     assert warned({0: NONE, 5: NONE[::-1]}, others=others) == [
-        "Many held-out answers were cut off at the greatest length, so that their length says little; allow more new "
-        "tokens: 50% (alpha 5).",
-        "Few trained-on answers have as many words as repetition is looked for in; take fewer words: 20% (alpha 5).",
+        "Many held-out answers were cut off at the greatest length, so that their length says little; raise "
+        "--max-new-tokens: 50% (alpha 5).",
+        "Few trained-on answers have as many words as repetition is looked for in; lower --chunk: 20% (alpha 5).",
     ]
 
 
