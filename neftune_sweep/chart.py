@@ -102,7 +102,9 @@ def _around(values: Iterable[float], share: float) -> Point:
     """The range of the values, wider by a share of it on both sides; never empty."""
     values = list(values)
     low, high = min(values), max(values)
-    room = (high - low) * share or abs(low) * share or 1.0
+    size = max(abs(low), abs(high))
+    # What differs by rounding alone is one value.
+    room = (high - low if high - low > 1e-9 * size else size) * share or 1.0
     return low - room, high + room
 
 

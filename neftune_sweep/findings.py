@@ -142,12 +142,12 @@ def _answers(results: Results) -> Iterator[str]:
         }
         if cut_off := {setting: share for setting, share in means["unfinished"].items() if share > CUT_OFF}:
             yield (
-                f"Many {name} answers were cut off at the greatest length, so that their length says little; allow "
-                f"more new tokens: {_shares(results, cut_off)}."
+                f"Many {name} answers were cut off at the greatest length, so that their length says little; "
+                f"raise --max-new-tokens: {_shares(results, cut_off)}."
             )
         if short := {setting: share for setting, share in means["chunked"].items() if share < LONG_ENOUGH}:
             yield (
-                f"Few {name} answers have as many words as repetition is looked for in; take fewer words: "
+                f"Few {name} answers have as many words as repetition is looked for in; lower --chunk: "
                 f"{_shares(results, short)}."
             )
 

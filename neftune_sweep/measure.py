@@ -37,7 +37,7 @@ IGNORED = -100
 class Answer:
     """What the model answered to one row.
 
-    rows: `held_out` or `train`.
+    rows: `held_out` or `trained_on`.
     length: in tokens, without the one that ends it.
     finished: whether it ended by itself, and not at the greatest length.
     """
@@ -145,8 +145,8 @@ def _batches(items: Sequence[Any], size: int) -> Iterator[Any]:
 def _padded(rows: Sequence[Sequence[int]], side: str, device: torch.device) -> tuple[Tensor, Tensor]:
     """(B, L) ids and mask.
 
-    A row is padded with its own first token: the repetition penalty looks at the ids alone, and any other token, such
-    as the one that ends an answer, would become less likely in the padded rows of a batch.
+    A row is padded with its own first token: up to transformers 5.20 the repetition penalty does not look at the mask,
+    and any other token, such as the one that ends an answer, would become less likely in padded rows.
     """
     width = max(map(len, rows))
     ids, mask = [], []
@@ -193,6 +193,7 @@ def load_model(folder: Path) -> Any:
     """
     cuda = torch.cuda.is_available()
     dtype = "auto" if cuda else torch.float32
+    model: Any
     if _base(folder) is None:
         model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=dtype)
     elif importlib.util.find_spec("peft") is None:
@@ -222,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(options: argparse.Namespace) -> None:
     sets = {"held_out": read(options.rows, options.instructions)[: options.limit]}
     if options.train is not None:
-        sets["train"] = read(options.train, options.instructions)[: options.limit]
+        sets["trained_on"] = read(options.train, options.instructions)[: options.limit]
     if not (options.model / "config.json").exists() and _base(options.model) is None:
         raise NEFTuneError(f"{options.model}: there is neither config.json nor adapter_config.json in it")
     tokenizer = load_tokenizer(options.tokenizer or options.model)

@@ -60,7 +60,9 @@ def _without_infinities(value: Any) -> Any:
 
 
 def _summary(results: Results) -> dict[str, Any]:
-    settings = [{"alpha": setting.alpha, "type": setting.type or None, "metrics": {}} for setting in results.complete]
+    settings: list[dict[str, Any]] = [
+        {"alpha": setting.alpha, "type": setting.type or None, "metrics": {}} for setting in results.complete
+    ]
     for metric in results.metrics:
         differences = results.differences(metric)
         for setting, found in zip(results.complete, settings, strict=True):

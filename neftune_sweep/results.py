@@ -8,7 +8,7 @@ from functools import cached_property
 from neftune_sweep.statistics import BySeed, Difference, Length, difference, length
 from neftune_sweep.study import Study, Trial
 
-SETS = {"held_out": "held-out", "train": "train"}
+SETS = {"held_out": "held-out", "trained_on": "trained-on"}
 """The rows that `neftune_sweep.measure` names its values after, and how they are called."""
 
 _LABELS = {
@@ -21,7 +21,11 @@ _LABELS = {
     "rouge_l": "ROUGE-L",
     "bleu": "BLEU",
 }
-# These are not of the wording of an answer, so that its length could be what changes them.
+_LOGGED = {
+    "train_loss": "last loss in training, with the noise",
+    "clean_loss": "last loss in training, without noise",
+}
+# What ends so is not of the wording of an answer, so that its length could be what changes it.
 _NOT_OF_THE_WORDING = ("loss", "length", "unfinished", "chunked")
 
 
@@ -47,9 +51,9 @@ def finite(value: float | None) -> bool:
 
 
 def label(metric: str) -> str:
-    """How a value is called; one that `neftune_sweep.measure` does not know goes by its name."""
+    """How a value is called; a user's own goes by its name."""
     rows, name = _split(metric)
-    return f"{SETS[rows]} {_LABELS[name]}" if rows in SETS and name in _LABELS else metric
+    return f"{SETS[rows]} {_LABELS[name]}" if rows and name in _LABELS else _LOGGED.get(metric, metric)
 
 
 def _split(metric: str) -> tuple[str, str]:
@@ -113,12 +117,12 @@ class Results:
         """What the length of the answers has to do with a metric's difference from the runs without noise. None where
         the metric is not of the wording of answers, or their length was not measured. A metric of the user's is taken
         as one of the held-out answers."""
-        rows, name = _split(metric)
-        if name in _NOT_OF_THE_WORDING:
+        if metric.endswith(_NOT_OF_THE_WORDING):
             return None
+        lengths_of = f"{_split(metric)[0] or 'held_out'}_length"
         runs = {}
         for one in self.complete:
-            lengths, values = self.by_seed(one, f"{rows or 'held_out'}_length"), self.by_seed(one, metric)
+            lengths, values = self.by_seed(one, lengths_of), self.by_seed(one, metric)
             if shared := lengths.keys() & values.keys():
                 runs[one] = [(lengths[seed], values[seed]) for seed in shared]
         if not {setting, NO_NOISE} <= runs.keys():

@@ -5,7 +5,7 @@ The values of a setting of the noise stand by the seed of their run.
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,7 +27,7 @@ class Summary:
 
 def summary(values: BySeed) -> Summary:
     """Mean and spread of at least one value."""
-    spread = statistics.stdev(values.values()) if len(values) > 1 else None
+    spread = _rounded(statistics.stdev(values.values()), values.values()) if len(values) > 1 else None
     return Summary(statistics.fmean(values.values()), spread, len(values))
 
 
@@ -74,8 +74,7 @@ def difference(values: BySeed, others: BySeed, comparisons: int = 1) -> Differen
         squares = sum(part**2 / (count - 1) for part, count in zip(parts, seeds, strict=True))
         freedom = sum(parts) ** 2 / squares if squares else 1.0
         shared = []
-    # Of equal differences the spread is 0, but for the rounding of their subtraction.
-    if error <= 1e-9 * max(map(abs, (*values.values(), *others.values()))):
+    if not _rounded(error, (*values.values(), *others.values())):
         return Difference(mean, None, seeds, "constant")
     return Difference(mean, _quantile(freedom, comparisons) * error, seeds, "paired" if shared else "unpaired")
 
@@ -122,6 +121,11 @@ def length(runs: Sequence[Sequence[tuple[float, float]]], setting: int, other: i
     margin = _quantile(freedom) * math.sqrt(rest / freedom / squares)
     low, high = sorted(((slope - margin) * longer, (slope + margin) * longer))
     return Length(longer, low, high, alone=high >= change if change > 0 else low <= change)
+
+
+def _rounded(spread: float, values: Iterable[float]) -> float:
+    """The spread; 0 where it is no more than the rounding of the values and of their differences."""
+    return spread if spread > 1e-9 * max(map(abs, values)) else 0.0
 
 
 def _quantile(freedom: float, comparisons: int = 1) -> float:

@@ -2,6 +2,10 @@
 
 import json
 import math
+import re
+import shlex
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neftune_plugins import NEFTuneError
 from neftune_sweep import measure, rows, text
+from tests.support.documentation import ROOT, snippets
 
 QUESTIONS = {
     "Say one word.": "Ferry",
@@ -98,7 +103,7 @@ def test_answers_are_greedy_with_the_penalty_however_they_are_batched(folder, to
     off in the padded rows. These prompts have none, unlike those of chats; and with a constant added to all logits,
     which says the same, the penalty is the stronger."""
     model = measure.load_model(folder)
-    model.lm_head.bias = torch.nn.Parameter(torch.full((len(tokenizer),), 50.0))
+    model.lm_head.bias = torch.nn.Parameter(torch.full((len(tokenizer),), 300.0))
     end = tokenizer.eos_token_id
     prompts = [rows.Row(f"{question}\n", "").encode(tokenizer)[0] for question in QUESTIONS]
     assert len(set(map(len, prompts))) == len(prompts)
@@ -146,17 +151,28 @@ def test_an_adapter_is_measured_with_its_model(folder, tmp_path, data):
     assert measure.load_tokenizer(tmp_path / "adapter").get_vocab() == measure.load_tokenizer(folder).get_vocab()
 
 
-def test_the_command_writes_values_and_answers(folder, data, tmp_path, capsys):
-    result = tmp_path / "result.json"
-    options = ["--train", str(data), "--max-new-tokens", "8", "--chunk", "4", "--limit", "3"]
-    measure.main([str(folder), str(data), str(result), *options])
-    found = json.loads(result.read_text())
-    assert len(found.pop("answers")) == 6
-    measured = ("loss", "length", "unfinished", "chunked", "rouge_l", "bleu")
-    assert {f"{name}_{metric}" for name in ("held_out", "train") for metric in measured} <= found.keys()
+def test_the_documented_command_writes_the_documented_values(folder, data, tmp_path, monkeypatch, capsys):
+    page = ROOT / "docs" / "sweep-report.md"
+    [command] = snippets(page, "bash")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").symlink_to(folder)
+    for name in ("held_out", "train"):
+        shutil.copy(data, f"{name}.jsonl")
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "neftune_sweep.measure"]
+    measure.main([*words[3:], "--max-new-tokens", "24", "--chunk", "4", "--limit", "4"])
+    found = json.loads(Path("measured.json").read_text())
+    assert len(found.pop("answers")) == 8
+    documented = re.findall(r"^\| `(\w+)` \|", page.read_text(), re.MULTILINE)
+    assert list(found) == [f"{rows}_{name}" for rows in ("held_out", "trained_on") for name in documented]
     assert all(isinstance(value, float) for value in found.values())
-    assert found["train_loss"] == found["held_out_loss"]
+    assert found["trained_on_loss"] == found["held_out_loss"]
     assert "held_out_rouge_l" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        measure.main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(option in shown for option in re.findall(r"--[a-z][a-z-]+", page.read_text()))
+    assert "default: 256" in shown and "default: 50" in shown
 
 
 def test_a_number_that_is_too_small_is_refused(capsys):

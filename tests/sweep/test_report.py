@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from neftune_sweep import findings
-from neftune_sweep.chart import colour, steps
+from neftune_sweep.chart import BOTTOM, HEIGHT, TOP, Chart, Line, colour, steps
 from neftune_sweep.report import write
 from neftune_sweep.results import Results, label
 from neftune_sweep.study import Point, Study, Trial
@@ -172,7 +172,7 @@ def test_a_gain_that_length_explains_is_warned_of():
     )
     gained = {0: metric[0], 5: [value + 1 for value in metric[5]]}
     assert warned(gained, others={"held_out_length": LENGTHS}, **options) == []
-    assert warned(metric, others={"train_length": LENGTHS}, **options) == []
+    assert warned(metric, others={"trained_on_length": LENGTHS}, **options) == []
 
 
 def test_the_length_of_answers_explains_no_loss():
@@ -180,8 +180,9 @@ def test_the_length_of_answers_explains_no_loss():
         alpha: [3 - length / 100 + alpha * seed / 1e4 for seed, length in enumerate(own)]
         for alpha, own in LENGTHS.items()
     }
-    assert "alpha 5" in sentence(loss, others={"held_out_length": LENGTHS})
-    assert warned(loss, others={"held_out_length": LENGTHS}) == []
+    for metric in ("held_out_loss", "train_loss"):
+        assert "alpha 5" in sentence(loss, metric=metric, others={"held_out_length": LENGTHS})
+        assert warned(loss, metric=metric, others={"held_out_length": LENGTHS}) == []
 
 
 def test_failed_trials_and_unequal_seeds_are_warned_of(tmp_path):
@@ -220,11 +221,14 @@ def test_seeds_that_change_nothing_are_warned_of():
 
 
 def test_answers_that_tell_little_are_warned_of():
-    others = {"held_out_unfinished": {0: (0.0,) * 3, 5: (0.5,) * 3}, "train_chunked": {0: (0.9,) * 3, 5: (0.2,) * 3}}
+    others = {
+        "held_out_unfinished": {0: (0.0,) * 3, 5: (0.5,) * 3},
+        "trained_on_chunked": {0: (0.9,) * 3, 5: (0.2,) * 3},
+    }
     assert warned({0: NONE, 5: NONE[::-1]}, others=others) == [
-        "Many held-out answers were cut off at the greatest length, so that their length says little; allow more new "
-        "tokens: 50% (alpha 5).",
-        "Few train answers have as many words as repetition is looked for in; take fewer words: 20% (alpha 5).",
+        "Many held-out answers were cut off at the greatest length, so that their length says little; raise "
+        "--max-new-tokens: 50% (alpha 5).",
+        "Few trained-on answers have as many words as repetition is looked for in; lower --chunk: 20% (alpha 5).",
     ]
 
 
@@ -239,7 +243,7 @@ def full(tmp_path, text="plain"):
         log = tmp_path / "trials" / str(number) / "log.txt"
         log.parent.mkdir(parents=True)
         answer = {"prompt": f"Why? {text}", "reference": "So.", "answer": f"alpha {alpha:g} {text}", "length": 3}
-        rows = [answer | {"rows": name, "finished": alpha < 15} for name in ("train", "held_out", "held_out")]
+        rows = [answer | {"rows": name, "finished": alpha < 15} for name in ("trained_on", "held_out", "held_out")]
         log.with_name("measured.json").write_text(json.dumps({"held_out_loss": 1, "answers": rows}))
         curve = [Point(step=step, loss=3 / step + number / 10, clean_loss=3 / step) for step in range(1, 20)]
         trials.append(
@@ -342,6 +346,14 @@ def test_marks_of_an_axis_are_round_and_within(low, high):
     assert all(len(f"{value:.12g}") <= 8 for value in found)
 
 
+@pytest.mark.parametrize("values", [(0.0, 0.0), (0.3, 0.1 + 0.2), (-3.0, -3.0), (1e4, 1e4 + 1)])
+def test_a_plot_of_one_value_has_room_and_few_marks(values):
+    chart = Chart("", "", "", lines=[Line([(5.0, value) for value in values], "")])
+    assert 2 <= len(chart.y_ticks) <= 6 and 2 <= len(chart.x_ticks) <= 6
+    assert all(TOP < chart.y(value) < HEIGHT - BOTTOM for value in values)
+    assert all(len(tick.text) <= 8 for tick in chart.y_ticks)
+
+
 def test_colours_run_through_the_range():
     assert colour(0) == "#2f6fde" and colour(1) == "#e26b14"
     assert len({colour(place / 20) for place in range(21)}) == 21
@@ -349,5 +361,6 @@ def test_colours_run_through_the_range():
 
 def test_a_users_own_metric_goes_by_its_name():
     assert label("held_out_rouge_l") == "held-out ROUGE-L"
-    assert label("train_speed") == "train_speed"
+    assert label("trained_on_speed") == "trained_on_speed"
+    assert label("train_loss") == "last loss in training, with the noise"
     assert label("win_rate") == "win_rate"

@@ -19,6 +19,7 @@ def test_mean_and_spread():
     one = summary(by_seed(1.0, 2.0, 6.0))
     assert (one.mean, one.spread, one.seeds) == (3.0, pytest.approx(math.sqrt(7)), 3)
     assert summary({5: 1.5}).spread is None
+    assert summary(by_seed(0.3, 0.1 + 0.2)).spread == 0  # the same but for rounding
 
 
 def test_paired_by_hand():
@@ -65,6 +66,13 @@ def test_two_seeds_support_a_very_large_difference_alone():
     none = by_seed(2.00, 2.10)
     assert not difference(by_seed(1.80, 1.95), none).supported
     assert difference(by_seed(1.00, 1.11), none).supported
+
+
+@pytest.mark.parametrize(("seeds", "alphas", "times"), [(2, 1, 9), (2, 3, 27), (3, 1, 2.5), (3, 3, 4.4)])
+def test_the_documented_widths(seeds, alphas, times):
+    none = by_seed(*range(seeds))
+    found = difference({seed: value + seed**2 for seed, value in none.items()}, none, alphas)
+    assert found.margin / summary({seed: seed**2 for seed in none}).spread == pytest.approx(times, rel=0.01)
 
 
 @pytest.mark.parametrize(("seeds", "paired"), [(2, True), (3, True), (5, True), (3, False), (5, False)])
