@@ -10,11 +10,11 @@ from typing import Any
 import optuna
 
 from neftune_plugins import NEFTuneError
-from neftune_plugins.terminal import table
 from neftune_sweep import progress, trial
 from neftune_sweep.attempts import Attempts, LostError
 from neftune_sweep.plan import Plan
 from neftune_sweep.report import write
+from neftune_sweep.results import Results
 from neftune_sweep.runs import Source, source
 from neftune_sweep.study import HELD_OUT_LOSS, Study
 
@@ -51,7 +51,6 @@ def sweep(options: argparse.Namespace) -> int:
         return 130
     trials = attempts.records()
     attempts.close()
-    print(f"\n{table(progress.summary(trials, chosen.objective), right=(0, 2, 3, 4, 5, 6))}")
     study = Study(
         config=str(options.config),
         framework=swept.framework,
@@ -59,7 +58,7 @@ def sweep(options: argparse.Namespace) -> int:
         direction=options.direction,
         trials=trials,
     )
-    print(f"\n{write(study, folder)}")
+    print(f"\n{progress.summary(Results(study))}\n\n{write(study, folder)}")
     return int(all(one.state == "failed" for one in trials))
 
 

@@ -1,10 +1,12 @@
 """How far a sweep is, on a terminal and in a pipe."""
 
-import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from statistics import fmean
 
-from neftune_plugins.terminal import coloured, waiting
+from neftune_plugins.terminal import coloured, table, waiting
+from neftune_sweep import findings, statistics
+from neftune_sweep.results import Results, setting_of
 from neftune_sweep.study import Trial
 
 WIDTH = 24  # characters of the bar
@@ -28,7 +30,7 @@ def estimate(cells: int, ended: Sequence[Trial], workers: int) -> str:
     times = [trial.seconds for trial in ended if trial.state == "complete"]
     if not times:
         return ""
-    return f", about {_duration(statistics.mean(times) * (cells - len(ended)) / max(workers, 1))} left"
+    return f", about {_duration(fmean(times) * (cells - len(ended)) / max(workers, 1))} left"
 
 
 def line(trial: Trial, objective: str) -> str:
@@ -46,19 +48,20 @@ def setting(alpha: float, type: str, seed: int) -> str:
     return f"alpha {alpha:g}, seed {seed}" if alpha == 0 else f"alpha {alpha:g}, {type}, seed {seed}"
 
 
-def summary(trials: Sequence[Trial], objective: str) -> list[tuple[str, ...]]:
-    """Rows of a table: mean and spread of the objective over the seeds of each point."""
-    points: dict[tuple[float, str], list[Trial]] = {}
-    for trial in trials:
-        points.setdefault((trial.alpha, trial.type), []).append(trial)
-    rows: list[tuple[str, ...]] = [("alpha", "type", objective, "std", "seeds", "failed", "pruned")]
-    for (alpha, type), mine in sorted(points.items()):
-        values = [trial.values[objective] for trial in mine if trial.state == "complete"]
-        mean = f"{statistics.mean(values):.4f}" if values else "-"
-        spread = f"{statistics.stdev(values):.4f}" if len(values) > 1 else "-"
-        others = (str(sum(trial.state == state for trial in mine)) for state in ("failed", "pruned"))
-        rows.append((f"{alpha:g}", type, mean, spread, str(len(values)), *others))
-    return rows
+def summary(results: Results) -> str:
+    """Mean and spread of the objective over the seeds of each setting, and what they support."""
+    trials, objective = results.study.trials, results.study.objective
+    rows: list[tuple[str, ...]] = [("alpha", "type", objective, "spread", "seeds", "failed", "pruned")]
+    for setting in sorted(set(map(setting_of, trials))):
+        values = results.by_seed(setting, objective)
+        own = statistics.summary(values) if values else None
+        mean, spread = (f"{own.mean:.4f}", own.spread) if own else ("-", None)
+        states = [trial.state for trial in trials if setting_of(trial) == setting]
+        counts = map(str, (len(values), states.count("failed"), states.count("pruned")))
+        rows.append(
+            (f"{setting.alpha:g}", setting.type or "-", mean, "-" if spread is None else f"{spread:.4f}", *counts)
+        )
+    return f"{table(rows, right=(0, 2, 3, 4, 5, 6))}\n\n{findings.sentence(results)}"
 
 
 def _duration(seconds: float) -> str:

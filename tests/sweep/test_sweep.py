@@ -90,13 +90,14 @@ def test_a_grid_with_trials_that_fail(sweep, tmp_path):
     assert "failed in" in lines[2] and "the training ended with status 1, " in lines[2]
     table = [line.split() for line in lines if line.startswith((" ", "alpha"))]
     assert table == [
-        ["alpha", "type", "size", "std", "seeds", "failed", "pruned"],
-        ["0", "none", "0.0000", "0.0000", "2", "0", "0"],
+        ["alpha", "type", "size", "spread", "seeds", "failed", "pruned"],
+        ["0", "-", "0.0000", "0.0000", "2", "0", "0"],
         ["5", "gaussian", "5.0000", "0.0000", "2", "0", "0"],
         ["5", "uniform", "5.0000", "0.0000", "2", "0", "0"],
         ["13", "gaussian", "-", "-", "0", "2", "0"],
         ["13", "uniform", "-", "-", "0", "2", "0"],
     ]
+    assert lines[-1] == str(tmp_path / "neftune-sweep" / "report.html")
     assert "\r" not in shown and "\033" not in shown
 
     assert sweep(*arguments)[0] == 0
