@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from neftune_autoload import enabled
 from neftune_plugins.config import NoiseConfig
 from neftune_plugins.errors import NEFTuneError, NoiseConfigError, NoiseNotAppliedError
-from neftune_plugins.framework import CheckedModel, DemoOptions, Framework
+from neftune_plugins.framework import CheckedModel, DemoOptions, Framework, TrainingCommand
 from neftune_plugins.hookspecs import hookimpl
 
 # What stands on torch is imported when it is asked for: the `neftune` command has something to say before, and where
@@ -44,6 +44,7 @@ __all__ = [
     "NoiseConfigError",
     "NoiseNotAppliedError",
     "NoiseType",
+    "TrainingCommand",
     "enabled",
     "hookimpl",
     "install",

@@ -75,6 +75,17 @@ def check(files: Sequence[Path], framework: str | None, lengths: Sequence[int]) 
     return [results[file] for file in files]
 
 
+def framework_of(file: Path, name: str | None) -> Framework:
+    """The framework of a configuration file, of that name or recognised from the file's keys.
+
+    Raises NEFTuneError where there is none, or it is not installed.
+    """
+    try:
+        return _recognised(file, lines_of(file), name)
+    except _CannotCheckError as error:
+        raise NEFTuneError(f"{file}: {error}") from None
+
+
 def probe(name: str, *files: str) -> list[dict[str, Any]]:
     """What the framework makes of each file: its models, as dicts, or the problem that it found."""
     framework = worker.imported(name)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from neftune_plugins import findings
 from neftune_plugins.errors import NEFTuneError
 from neftune_plugins.terminal import table
+from neftune_sweep.arguments import DESCRIPTION, add_arguments
 
 if TYPE_CHECKING:
     from neftune_plugins.framework import Framework
@@ -23,7 +24,9 @@ _LENGTHS = (32, 128, 512)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command. Exits with 1 and a message on standard error where it cannot do what it was asked for, and with
     2 where nothing can be done here; with what else, docs/commands.md says."""
-    options = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    end = given.index("--") if given[:1] == ["sweep"] and "--" in given else len(given)
+    options = _parser().parse_args(given[:end], argparse.Namespace(more=given[end + 1 :]))
     try:
         if options.run is not _doctor:
             _prepare()
@@ -91,6 +94,11 @@ def _parser() -> argparse.ArgumentParser:
         help="of the examples whose noise is shown, in tokens (default: %(default)s)",
     )
     check_.set_defaults(run=_check)
+    sweep_ = commands.add_parser(
+        "sweep", help="train with several alphas, noise types and seeds, and compare", description=DESCRIPTION
+    )
+    add_arguments(sweep_)
+    sweep_.set_defaults(run=_sweep)
     for name, run, help in (
         ("frameworks", _frameworks, "list the frameworks that have an adapter"),
         ("noise-types", _noise_types, "list what neftune_noise_type may name"),
@@ -134,6 +142,14 @@ def _check(options: argparse.Namespace) -> int:
     results = check.check(options.files, options.framework, options.lengths)
     print(json.dumps(check.as_json(results), indent=2) if options.json else check.report(results))
     return max(result.status for result in results)
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    try:
+        from neftune_sweep.command import sweep
+    except ModuleNotFoundError as error:
+        raise NEFTuneError(f'{error}; install what a sweep needs: pip install "neftune-plugins[sweep]"') from None
+    return sweep(options)
 
 
 def _lengths(text: str) -> tuple[int, ...]:

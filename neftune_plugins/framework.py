@@ -45,6 +45,22 @@ class CheckedModel:
 
 
 @dataclass(frozen=True)
+class TrainingCommand:
+    """How a framework trains what a configuration file says, for `neftune sweep`.
+
+    arguments: (file, seed, output folder) -> the framework's own command line.
+    model: (output folder) -> where the trained model is afterwards.
+    owners: (configuration) -> the places in it where our keys belong.
+    settings: (seed, output folder) -> the top-level keys that say these in the file.
+    """
+
+    arguments: Callable[[Path, int, Path], list[str]]
+    model: Callable[[Path], Path]
+    owners: Callable[[Mapping[str, Any]], Sequence[tuple[str | int, ...]]] = lambda config: [()]
+    settings: Callable[[int, Path], Mapping[str, Any]] = lambda seed, folder: {}
+
+
+@dataclass(frozen=True)
 class Framework:
     """A training framework. The releases that it is tested with are those of the extra with its name, of the
     distribution whose entry point tells of it.
@@ -59,6 +75,7 @@ class Framework:
     signs: sets of top-level keys; a configuration file that has all of one of them is the framework's.
     check: passes a configuration file through the framework's own validation, without model and network. Raises
         whatever that raises. Called when `modules` have been imported.
+    training: None where `neftune sweep` cannot run it.
     """
 
     name: str
@@ -69,3 +86,4 @@ class Framework:
     adapter: Callable[[], str] = lambda: "by its plugin"
     signs: tuple[frozenset[str], ...] = ()
     check: Callable[[Path], Sequence[CheckedModel]] | None = None
+    training: TrainingCommand | None = None

@@ -1,12 +1,12 @@
 """Axolotl's part of `neftune demo`."""
 
 import importlib.metadata
-import sys
 from pathlib import Path
 
 from neftune_transformers.demo import Training, run
 from packaging.version import Version
 
+from neftune_axolotl.training import arguments
 from neftune_plugins import DemoOptions
 
 CONFIG = """\
@@ -53,6 +53,5 @@ def _prepare(options: DemoOptions, model: Path, data: Path) -> Training:
         text += "plugins:  # Axolotl 0.21 and newer find it by themselves\n  - neftune_axolotl.NEFTunePlugin\n"
     config = options.folder / "axolotl.yml"
     config.write_text(text)
-    axolotl = Path(sys.executable).with_name("axolotl")
-    command = [str(axolotl), "train", str(config), "--launcher", "python"]
+    command = [*arguments(config), "--launcher", "python"]
     return Training(config, line, command, options.folder / "trained")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from neftune_transformers.framework import NATIVE
 
+from neftune_axolotl.training import TRAINING
 from neftune_plugins import CheckedModel, DemoOptions, Framework, hookimpl
 
 
@@ -38,5 +39,6 @@ def neftune_frameworks() -> Iterable[Framework]:
             adapter=_adapter,
             signs=(frozenset({"base_model", "datasets"}), frozenset({"base_model", "pretraining_dataset"})),
             check=_check,
+            training=TRAINING,
         )
     ]

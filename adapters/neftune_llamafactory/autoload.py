@@ -11,5 +11,6 @@ def register() -> None:
             "llamafactory.hparams.training_args": "neftune_llamafactory.classic:patch",
             "llamafactory.v1.config.training_args": "neftune_llamafactory.arguments:add_keys",
             "llamafactory.v1.core.base_trainer": "neftune_llamafactory.v1:patch",
+            "llamafactory.v1.utils.callbacks.trainer_callback": "neftune_llamafactory.curve:patch",
         }
     )

@@ -1,11 +1,11 @@
 """LLaMA-Factory's part of `neftune demo`."""
 
 import json
-import sys
 from pathlib import Path
 
 from neftune_transformers.demo import Training, run
 
+from neftune_llamafactory.training import arguments
 from neftune_plugins import DemoOptions
 
 CONFIG = """\
@@ -52,5 +52,4 @@ def _prepare(options: DemoOptions, model: Path, data: Path) -> Training:
     rate = "1.0e-3" if options.tiny else "1.0e-5"
     config = options.folder / "llamafactory.yaml"
     config.write_text(CONFIG.format(model=model, folder=options.folder, length=length, rate=rate, line=line))
-    command = [str(Path(sys.executable).with_name("llamafactory-cli")), "train", str(config)]
-    return Training(config, line, command, options.folder / "trained")
+    return Training(config, line, arguments(config), options.folder / "trained")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from neftune_transformers.framework import NATIVE
 
+from neftune_llamafactory.training import TRAINING
 from neftune_plugins import CheckedModel, DemoOptions, Framework, hookimpl
 
 
@@ -41,5 +42,6 @@ def neftune_frameworks() -> Iterable[Framework]:
             adapter=_adapter,
             signs=tuple(map(frozenset, _SIGNS)),
             check=_check,
+            training=TRAINING,
         )
     ]

@@ -13,3 +13,4 @@ def register() -> None:
             "ludwig.trainers.trainer": "neftune_ludwig.patches:add_callback",
         }
     )
+    after_import({"ludwig.trainers.trainer": "neftune_ludwig.curve:patch"})

@@ -1,12 +1,12 @@
 """Ludwig's part of `neftune demo`."""
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 
 from neftune_transformers.demo import Training, run
 
+from neftune_ludwig.training import arguments, trained_model
 from neftune_plugins import DemoOptions
 
 CONFIG = """\
@@ -49,9 +49,8 @@ def _prepare(options: DemoOptions, model: Path, data: Path) -> Training:
     rate = "0.001" if options.tiny else "0.00001"
     config = options.folder / "ludwig.yaml"
     config.write_text(CONFIG.format(model=model, line=line, rate=rate, length=length))
-    command = [str(Path(sys.executable).with_name("ludwig")), "train", "--config", str(config)]
-    command += ["--dataset", str(dataset), "--output_directory", str(output), "--skip_save_progress"]
-    return Training(config, line, command, output / "experiment_run" / "model" / "model_weights")
+    command = [*arguments(config, output), "--dataset", str(dataset), "--skip_save_progress"]
+    return Training(config, line, command, trained_model(output))
 
 
 def _write_columns(messages: Path, dataset: Path) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from neftune_ludwig.training import TRAINING
 from neftune_plugins import CheckedModel, DemoOptions, Framework, hookimpl
 
 
@@ -36,5 +37,6 @@ def neftune_frameworks() -> Iterable[Framework]:
             adapter=_adapter,
             signs=(frozenset({"input_features", "output_features"}),),
             check=_check,
+            training=TRAINING,
         )
     ]

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 UV = str(Path(sys.executable).with_name("uv"))
 ADAPTERS = ["neftune_axolotl", "neftune_llamafactory", "neftune_ludwig", "neftune_transformers"]
-PACKAGES = ["neftune_autoload", "neftune_plugins", *ADAPTERS]
+PACKAGES = ["neftune_autoload", "neftune_plugins", "neftune_sweep", *ADAPTERS]
 
 
 def run(*command: str, cwd: Path) -> str:
@@ -53,7 +53,9 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_it_holds_all_packages_their_data_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    tracked = run("git", "ls-files", "neftune_autoload", "neftune_plugins", "adapters", cwd=ROOT).splitlines()
+    tracked = run(
+        "git", "ls-files", "neftune_autoload", "neftune_plugins", "neftune_sweep", "adapters", cwd=ROOT
+    ).splitlines()
     files = {name for name in names if not name.split("/")[0].endswith(".dist-info")}
     assert files == {name.removeprefix("adapters/") for name in tracked}
     assert {name.split("/")[0] for name in files} == set(PACKAGES)
@@ -98,7 +100,7 @@ def test_its_entry_points_and_its_command_are_there(python, wheel):
     assert ast.literal_eval(shown) == [
         [f"{adapter}.framework" for adapter in ADAPTERS],
         ["neftune_axolotl:NEFTunePlugin"],
-        ["neftune_llamafactory.autoload:register", "neftune_ludwig.autoload:register"],
+        [f"{adapter}.autoload:register" for adapter in ADAPTERS if adapter != "neftune_axolotl"],
     ]
     assert run(str(Path(python).with_name("neftune")), "--version", cwd=wheel.parent).strip() in wheel.name
     assert "demo" in run(python, "-m", "neftune_plugins", "--help", cwd=wheel.parent)
@@ -121,6 +123,8 @@ def test_importing_torch_imports_no_more_of_it_than_the_autoload(python, wheel):
         "neftune_llamafactory.autoload",
         "neftune_ludwig",
         "neftune_ludwig.autoload",
+        "neftune_transformers",
+        "neftune_transformers.autoload",
     ]
 
 

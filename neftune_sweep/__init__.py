@@ -1,0 +1,1 @@
+"""`neftune sweep`: many trainings that differ in their noise and their seed."""

@@ -1,0 +1,81 @@
+"""What a sweep has found, as plain data: what measurement and report are made from."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+State = Literal["complete", "failed", "pruned"]
+Direction = Literal["minimize", "maximize"]
+
+HELD_OUT_LOSS = "held_out_loss"  # mean cross-entropy per answer token of the held-out rows, without noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """What a training logged at one step.
+
+    step: of the optimiser, from 1.
+    loss: the training loss, with the noise in it.
+    clean_loss: of the same examples without noise, or of the framework's evaluation; None where none was logged.
+    """
+
+    step: int
+    loss: float | None = None
+    clean_loss: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One training run that has ended.
+
+    number: of the run in the study, from 0.
+    alpha: of the noise; 0 is a run without.
+    type: of the noise.
+    seed: of the run.
+    seconds: from the start of the training to the end of the measurement.
+    values: what was measured of the trained model, by name.
+    curve: what the training logged, in the order of the steps.
+    log: path of the file with the output of training and measurement.
+    error: the end of that output where the trial failed.
+    """
+
+    number: int
+    state: State
+    alpha: float
+    type: str
+    seed: int
+    seconds: float
+    values: Mapping[str, float] = field(default_factory=dict)
+    curve: Sequence[Point] = ()
+    log: str = ""
+    error: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"curve": [dataclasses.asdict(point) for point in self.curve]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Trial":
+        return cls(**{**values, "curve": tuple(Point(**point) for point in values["curve"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A sweep.
+
+    config: the file that was swept over, with the framework that it is of.
+    objective: the name of the value that is best where it is smallest or largest, as `direction` says.
+    """
+
+    config: str
+    framework: str
+    objective: str = HELD_OUT_LOSS
+    direction: Direction = "minimize"
+    trials: Sequence[Trial] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"trials": [trial.as_dict() for trial in self.trials]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Study":
+        return cls(**{**values, "trials": tuple(map(Trial.from_dict, values["trials"]))})
