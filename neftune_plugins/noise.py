@@ -109,7 +109,8 @@ def channel_codes(channel_D: Tensor) -> Tensor:
     Numbers themselves differ too little: two rounds of mixing leave the lower bits of many channels more even than
     chance (docs/quality.md).
     """
-    code_D = channel_D * _signed(_CHANNEL_0, 32)
+    # Exclusive or first: TorchInductor takes a product of an arange for an index, and lets it overflow.
+    code_D = (channel_D ^ _signed(_CHANNEL_1, 32)) * _signed(_CHANNEL_0, 32)
     return code_D ^ (code_D >> 15)
 
 
@@ -188,14 +189,10 @@ def add_noise_(
 
 def energy(noise_ND: Tensor, x_ND: Tensor, scales_N: Tensor, noise_type: NoiseType) -> Tensor:
     """Sums of squares: of the noise, of what it is on average, and of the x that have noise. Returns float32 (3,)."""
-    x_N = torch.linalg.vector_norm(x_ND, dim=-1, dtype=torch.float32)
-    return torch.stack(
-        (
-            noise_ND.square().sum(),
-            expected_energy(scales_N, x_ND.shape[-1], noise_type),
-            torch.where(scales_N > 0, x_N.square(), 0.0).sum(),
-        )
-    )
+    # Token by token, which a compiler does in the loop that makes the noise.
+    noise_N, x_N = (torch.linalg.vector_norm(a_ND, dim=-1, dtype=torch.float32).square() for a_ND in (noise_ND, x_ND))
+    expected = expected_energy(scales_N, x_ND.shape[-1], noise_type)
+    return torch.stack((noise_N.sum(), expected, torch.where(scales_N > 0, x_N, 0.0).sum()))
 
 
 def expected_energy(scales_N: Tensor, dim: int, noise_type: NoiseType) -> Tensor:

@@ -93,3 +93,15 @@ def test_evaluation_of_a_compiled_model_is_clean():
         assert not torch.equal(compiled(input_ids=ids, attention_mask=mask), clean)
         model.eval()
         torch.testing.assert_close(compiled(input_ids=ids, attention_mask=mask), clean)
+
+
+def test_a_wide_embedding_has_the_noise_of_eager_mode():
+    ids, mask = padded(examples([40, 64]))
+    model = ToyModel(dim=2048).train()
+    with install(model, NoiseConfig(alpha=5.0)) as handle:
+        noises = []
+        for module in (model, torch.compile(model, fullgraph=True)):
+            handle.step = 0
+            module(input_ids=ids, attention_mask=mask)
+            noises.append(model.entered.detach())
+    assert torch.equal(*noises)

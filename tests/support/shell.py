@@ -87,6 +87,8 @@ def _python(arguments: Arguments) -> None:
 
 
 def _neftune(arguments: Arguments) -> None:
+    # What stands behind -- is the training's.
+    arguments = arguments[: arguments.index("--")] if "--" in arguments else arguments
     cli._parser().parse_args(arguments)
     assert_files_exist(arguments)
 

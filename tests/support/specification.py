@@ -54,7 +54,7 @@ def keys(ids: Sequence[int], *, seed: int, step: int, stream: int = 0) -> list[i
 def channel_bits(key: int, channel: int) -> int:
     """The 32 bits of one channel of a token."""
     low, high = key & MASK_32, key >> 32
-    code = shifted((channel * 0x7FEB352D) & MASK_32)
+    code = shifted(((channel ^ 0x21F0AAAD) * 0x7FEB352D) & MASK_32)
     h = shifted(((code ^ low) * 0x21F0AAAD) & MASK_32)
     return ((h ^ high) * 0xD35A2D97) & MASK_32
 
