@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 from rouge_score.rouge_scorer import RougeScorer
-from sacrebleu.metrics import BLEU
+from sacrebleu.metrics.bleu import BLEU
 
 CHUNK = 50
 """Words at the beginning of an answer in which repetition is looked for: the paper's number for Alpaca."""

@@ -15,6 +15,7 @@ from neftune_ludwig.layout import of_encoder, of_model
 from neftune_ludwig.schema import keys
 from neftune_plugins import Handle, NoiseNotAppliedError, enabled, install
 from neftune_plugins.config import resolve
+from neftune_sweep import curve
 
 _log = logging.getLogger("ludwig.neftune")  # Ludwig shows what its own loggers are told
 _STEP = "neftune_step"
@@ -129,7 +130,10 @@ class NEFTuneCallback(Callback):  # type: ignore[misc]
             if train_summary_writer is not None and self._has_stepped:
                 self._has_stepped = False
                 for name, handle in self._handles.items():
-                    for metric, value in handle.metrics().items():
+                    metrics = handle.metrics()
+                    if curve.wanted():
+                        curve.record(step + 1, metrics)
+                    for metric, value in metrics.items():
                         tag = f"{name}/{metric}" if len(self._handles) > 1 else metric
                         train_summary_writer.add_scalar(tag, value, global_step=step)
             write_step_summary(train_summary_writer, *args, step=step, **kwargs)

@@ -1,0 +1,74 @@
+"""The metrics in the reporters that come with Axolotl, read back from what they wrote."""
+
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from tests.axolotl.configs import base_config
+from tests.axolotl.driver import with_plugin
+from tests.axolotl.runs import axolotl_cli
+from tests.conformance.conftest import make_driver
+from tests.support.events import LOSSES, METRICS, scalars
+
+STEPS = range(1, 6)
+
+
+@pytest.fixture(scope="session")
+def driver(pytestconfig):
+    return make_driver(pytestconfig)
+
+
+def in_wandb(folder: Path) -> dict[str, dict[int, float]]:
+    """The value of each metric at each step, from an offline run."""
+    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
+
+    [file] = folder.rglob("run-*.wandb")
+    store, found = DataStore(), {}
+    store.open_for_scan(str(file))
+    while (data := store.scan_data()) is not None:
+        record = Record()
+        record.ParseFromString(data)
+        items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        for name, value in items.items():
+            found.setdefault(name, {})[items.get("train/global_step")] = value
+    return found
+
+
+def in_trackio(folder: Path) -> dict[str, dict[int, float]]:
+    """The same, from Trackio's database."""
+    [file] = folder.glob("*.db")
+    found: dict[str, dict[int, float]] = {}
+    for metrics, *_ in sqlite3.connect(file).execute("select metrics from metrics"):
+        items = json.loads(metrics)
+        for name, value in items.items():
+            found.setdefault(name, {})[items.get("train/global_step")] = value
+    return found
+
+
+def test_every_reporter_has_the_metrics_of_every_step(driver, tmp_path):
+    config = base_config(driver.model, "sft") | {
+        "neftune_noise_alpha": 5,
+        "neftune_clean_loss_steps": 1,
+        "use_tensorboard": True,
+        "wandb_project": "noise",
+        "wandb_mode": "offline",
+        "trackio_project_name": "noise",
+    }
+    places = {"WANDB_DIR": str(tmp_path / "wandb"), "TRACKIO_DIR": str(tmp_path / "trackio")}
+    (tmp_path / "wandb").mkdir()
+    run = axolotl_cli(with_plugin(config), tmp_path, env=places)
+    assert run.returncode == 0, run.output
+    want = {entry["step"]: entry for entry in run.logs if "neftune/alpha" in entry}
+    assert list(want) == list(STEPS)
+    reporters = {
+        "TensorBoard": {name: dict(series) for name, series in scalars(tmp_path / "out").items()},
+        "W&B": in_wandb(tmp_path / "wandb"),
+        "Trackio": in_trackio(tmp_path / "trackio"),
+    }
+    for reporter, found in reporters.items():
+        for name in METRICS | LOSSES:
+            series = found[f"train/{name}"]
+            assert series == {step: pytest.approx(want[step][name], rel=1e-6) for step in STEPS}, reporter
