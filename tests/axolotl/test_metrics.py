@@ -2,17 +2,21 @@
 
 import json
 import sqlite3
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.axolotl.configs import base_config
-from tests.axolotl.driver import with_plugin
+from tests.axolotl.driver import NEEDS_PLUGINS_KEY, with_plugin
 from tests.axolotl.runs import axolotl_cli
 from tests.conformance.conftest import make_driver
 from tests.support.events import LOSSES, METRICS, scalars
 
 STEPS = range(1, 6)
+# The transformers that Axolotl 0.19 asks for gives an argument to the Trackio that it asks for, which that lacks.
+HAS_TRACKIO = not NEEDS_PLUGINS_KEY
 
 
 @pytest.fixture(scope="session")
@@ -20,15 +24,30 @@ def driver(pytestconfig):
     return make_driver(pytestconfig)
 
 
+def leveldb_log(data: bytes) -> Iterator[bytes]:
+    """The records of a log of LevelDB's format, behind a header as long as those of its chunks."""
+    header, block, parts = struct.Struct("<IHB"), 2**15, []
+    place = header.size
+    while place + header.size <= len(data):
+        if block - place % block < header.size:  # the rest of a block that holds no header
+            place += block - place % block
+            continue
+        _, length, kind = header.unpack_from(data, place)
+        place += header.size
+        parts.append(data[place : place + length])
+        place += length
+        if kind in (1, 4):  # whole, or the last part
+            yield b"".join(parts)
+            parts = []
+
+
 def in_wandb(folder: Path) -> dict[str, dict[int, float]]:
     """The value of each metric at each step, from an offline run."""
     from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
 
     [file] = folder.rglob("run-*.wandb")
-    store, found = DataStore(), {}
-    store.open_for_scan(str(file))
-    while (data := store.scan_data()) is not None:
+    found: dict[str, dict[int, float]] = {}
+    for data in leveldb_log(file.read_bytes()):
         record = Record()
         record.ParseFromString(data)
         items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
@@ -55,8 +74,9 @@ def test_every_reporter_has_the_metrics_of_every_step(driver, tmp_path):
         "use_tensorboard": True,
         "wandb_project": "noise",
         "wandb_mode": "offline",
-        "trackio_project_name": "noise",
     }
+    if HAS_TRACKIO:
+        config |= {"trackio_project_name": "noise"}
     places = {"WANDB_DIR": str(tmp_path / "wandb"), "TRACKIO_DIR": str(tmp_path / "trackio")}
     (tmp_path / "wandb").mkdir()
     run = axolotl_cli(with_plugin(config), tmp_path, env=places)
@@ -66,8 +86,9 @@ def test_every_reporter_has_the_metrics_of_every_step(driver, tmp_path):
     reporters = {
         "TensorBoard": {name: dict(series) for name, series in scalars(tmp_path / "out").items()},
         "W&B": in_wandb(tmp_path / "wandb"),
-        "Trackio": in_trackio(tmp_path / "trackio"),
     }
+    if HAS_TRACKIO:
+        reporters["Trackio"] = in_trackio(tmp_path / "trackio")
     for reporter, found in reporters.items():
         for name in METRICS | LOSSES:
             series = found[f"train/{name}"]
