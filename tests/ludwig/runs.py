@@ -16,14 +16,14 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tests.support.events import LOSSES, METRICS, scalars
+from tests.support.events import LOSSES, METRICS, event_files, scalars
 from tests.support.logs import LineHandler
 from tests.support.recorder import AtStepEnd, Run, read_run
 from tests.support.warm import Execute, Warm
@@ -61,6 +61,8 @@ def run_ludwig(
     `clean_process`.
     """
     config_path = _prepare(config, workdir, evaluate)
+    results = Path(options.get("model_resume_path") or workdir)  # of a resumed run those of the run before are there
+    before = event_files(results)
     lines = LineHandler()
     start = time.perf_counter()
     with clean_process(lines):
@@ -85,7 +87,7 @@ def run_ludwig(
         }
         train_cli(**(arguments | options))
     run = read_run(workdir)
-    _add_metrics(run, workdir)
+    _add_metrics(run, scalars(results, but=before))
     run.output, run.seconds = "\n".join(lines.lines), time.perf_counter() - start
     run.saved = _saved(options.get("model_resume_path") or workdir / "out" / "experiment_run")
     return run
@@ -130,9 +132,8 @@ def _prepare(config: dict[str, Any], workdir: Path, evaluate: bool) -> Path:
     return config_path
 
 
-def _add_metrics(run: Run, workdir: Path) -> None:
+def _add_metrics(run: Run, found: Mapping[str, Sequence[tuple[int, float]]]) -> None:
     """To the logs of the steps, what is in TensorBoard's. There a step is a batch; of ours one is written an update."""
-    found = scalars(workdir)
     batches = {batch: number for number, (batch, _) in enumerate(found.get("neftune/alpha", ()))}
     for name in METRICS | LOSSES:
         for batch, value in found.get(name, ()):

@@ -1,5 +1,6 @@
 """What a run left for TensorBoard."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 METRICS = {
@@ -13,12 +14,19 @@ METRICS = {
 LOSSES = {"neftune/clean_loss", "neftune/noisy_loss"}
 
 
-def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """The (step, value) of each scalar by name, from the one event file anywhere in the folder that has scalars."""
+def event_files(folder: Path) -> list[Path]:
+    """Those anywhere in the folder."""
+    return sorted(folder.rglob("events.out.tfevents.*"))
+
+
+def scalars(folder: Path, *, but: Collection[Path] = ()) -> dict[str, list[tuple[int, float]]]:
+    """The (step, value) of each scalar by name, from the event files in the folder but for some."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     found: dict[str, list[tuple[int, float]]] = {}
-    for file in folder.rglob("events.out.tfevents.*"):
+    for file in event_files(folder):
+        if file in but:
+            continue
         events = EventAccumulator(str(file)).Reload()
         for name in events.Tags()["scalars"]:
             found.setdefault(name, []).extend((event.step, event.value) for event in events.Scalars(name))
