@@ -1,8 +1,8 @@
 """Options of the whole test suite."""
 
-import gc
-
 import pytest
+
+from tests.support.garbage import leave_out_what_lives
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -16,7 +16,4 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_runtest_teardown() -> None:
-    """A framework's modules are a million objects, and looking at them takes half a second. Trainers collect garbage
-    up to ten times in a run: what lives now is left out from now on."""
-    gc.collect()
-    gc.freeze()
+    leave_out_what_lives()

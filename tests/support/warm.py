@@ -6,7 +6,6 @@ order, is not seen here: each framework has a test that launches its command lin
 
 from __future__ import annotations
 
-import gc
 import importlib
 import json
 import os
@@ -19,6 +18,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+
+from tests.support.garbage import leave_out_what_lives
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,8 +72,7 @@ def serve(modules: Sequence[str]) -> None:
     os.dup2(2, 1)  # what is imported may print
     for module in modules:
         importlib.import_module(module)
-    gc.collect()
-    gc.freeze()
+    leave_out_what_lives()
     for line in sys.stdin:
         process = os.fork()
         if process == 0:
