@@ -44,7 +44,8 @@ def on_a_terminal(*arguments: str, columns: int = 120, **environment: str) -> st
     screen, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (50, columns))
     command = [str(Path(sys.executable).with_name("neftune")), *arguments]
-    variables = {**os.environ, **ENVIRONMENT, **environment}
+    inherited = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    variables = {**inherited, **ENVIRONMENT, **environment}
     process = subprocess.Popen(command, stdout=terminal, stderr=terminal, env=variables)
     os.close(terminal)
     shown = b""
