@@ -71,11 +71,12 @@ def measure(driver: Driver, alpha: int, modes: list[str] | None) -> Iterator[lis
                     native: Run | str = driver.train(mode, keys, folder=Path(folder) / mode / "native", stock=True)
                 except Exception as error:
                     native = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-            yield describe(mode, ours, native, alpha, driver.pad_id)
+            yield describe(mode, ours, native, alpha, driver)
 
 
-def describe(mode: str, ours: Run, native: Run | str, alpha: int, pad_id: int) -> list[str]:
+def describe(mode: str, ours: Run, native: Run | str, alpha: int, driver: Driver) -> list[str]:
     """The cells of a mode; `native` is a run, or the error that it ended with."""
+    pad_id = driver.pad_id
     first = trained(ours)[0]
     lengths = " / ".join(str(len(example.ids)) for example in per_example(first, pad_id))
     ratios = [ratio(example, alpha) for call in trained(ours) for example in per_example(call, pad_id)]
@@ -91,7 +92,7 @@ def describe(mode: str, ours: Run, native: Run | str, alpha: int, pad_id: int) -
         shown(trained(native)[0], alpha, pad_id),
         shown(first, alpha, pad_id),
         f"{max(padding):.3f}" if padding else "none there",
-        ", ".join(noisy_without_grad(native)),
+        ", ".join(noisy_without_grad(native, generated(native) if mode in driver.rollout_modes else [])),
         every,
     ]
 
@@ -107,9 +108,8 @@ def has_padding(call: Call, pad_id: int) -> bool:
     return bool(padding_noise(call, pad_id).numel())
 
 
-def noisy_without_grad(run: Run) -> Iterator[str]:
+def noisy_without_grad(run: Run, rollouts: list[Call]) -> Iterator[str]:
     """How many of the forwards that score are noisy, and of those that generate."""
-    rollouts = generated(run)
     scoring = [call for call in without_grad(run) if not any(call is rollout for rollout in rollouts)]
     if scoring:
         yield f"{sum(bool(call.noise.any()) for call in scoring)} of {len(scoring)}"
