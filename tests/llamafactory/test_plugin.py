@@ -148,6 +148,8 @@ def test_the_command_line_of_v1_with_one_key(driver, run, tmp_path):
     assert cli.output.count(TAKEN_OVER) == 1
     assert_specified_noise(cli, driver)
     assert cli.weights == run("v1", **KEYS).weights
+    written = [json.loads(line) for line in (tmp_path / "out" / "trainer_log.jsonl").read_text().splitlines()]
+    assert [line["neftune/sequences"] for line in written] == [4] * 5
 
 
 @both_paths
