@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 
 DESCRIPTION = """\
-Trains with each alpha, each type of noise and each seed, by the framework's own command, and compares. What was
-interrupted goes on when the same command is given again; on many machines with the same --storage they share the work.
+Trains with each alpha, each type and length of the noise and each seed, by the framework's own command, and compares.
+What was interrupted goes on when the same command is given again; on many machines with the same --storage they share
+the work.
 What stands behind -- goes to the training command, such as: neftune sweep ludwig.yaml --alpha 0,5 -- --dataset data.csv
 """
 
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="neftune_noise_alpha; 0 is without noise. LOW..HIGH among them is a range to draw from",
     )
     what.add_argument("--type", type=_names, metavar="T,T,...", help="neftune_noise_type; left out, the file's own")
+    what.add_argument("--length", type=_names, metavar="L,L", help="neftune_noise_length; left out, the file's own")
     what.add_argument("--seeds", type=_count, default=1, metavar="N", help="seeds 0 to N - 1 (default: 1)")
     what.add_argument("--trials", type=_count, default=0, metavar="N", help="how many alphas to draw from LOW..HIGH")
     what.add_argument("--sampler", default="TPESampler", metavar="CLASS", help="of Optuna (default: %(default)s)")

@@ -30,7 +30,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from neftune_plugins import NEFTuneError
 from neftune_sweep import lock
 from neftune_sweep.plan import Plan, Point
-from neftune_sweep.study import Direction, Trial
+from neftune_sweep.study import AXES, Direction, Trial
 
 TRIES = 5
 
@@ -148,13 +148,10 @@ class Attempts:
         trial = optuna.trial.Trial(self.study, id)
         if "point" not in trial.user_attrs:
             low, high = self.plan.drawn_from or (0.0, 0.0)
-            drawn = {
-                "alpha": trial.suggest_float("alpha", low, high),
-                "type": trial.suggest_categorical("type", list(self.plan.types)),
-            }
+            drawn: dict[str, Any] = {"alpha": trial.suggest_float("alpha", low, high)}
+            drawn |= {axis: trial.suggest_categorical(axis, list(self.plan.choices[axis])) for axis in AXES}
             trial.set_user_attr("point", drawn)
-        point = trial.user_attrs["point"]
-        return Attempt(self, id, trial, alpha=point["alpha"], type=point["type"], seed=self.plan.place(cell)[1])
+        return Attempt(self, id, trial, trial.user_attrs["point"], self.plan.place(cell)[1])
 
     def _points(self, trials: list[FrozenTrial]) -> dict[int, Point]:
         """The points that are known, by their numbers: those given, and those drawn."""
@@ -206,10 +203,10 @@ class Attempts:
 class Attempt:
     """A running trial of Optuna, and what is to be trained in it."""
 
-    def __init__(
-        self, attempts: Attempts, id: int, trial: optuna.trial.Trial, *, alpha: float, type: str, seed: int
-    ) -> None:
-        self.alpha, self.type, self.seed = alpha, type, seed
+    def __init__(self, attempts: Attempts, id: int, trial: optuna.trial.Trial, point: Point, seed: int) -> None:
+        self.alpha: float = point["alpha"]
+        self.noise: dict[str, str] = {axis: point[axis] for axis in AXES}
+        self.seed = seed
         self.number = trial.number
         self.folder = attempts.folder / "trials" / f"{trial.number:04d}"
         self._attempts, self._id, self._trial = attempts, id, trial

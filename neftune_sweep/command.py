@@ -16,7 +16,7 @@ from neftune_sweep.plan import Plan
 from neftune_sweep.report import write
 from neftune_sweep.results import Results
 from neftune_sweep.runs import Source, source
-from neftune_sweep.study import HELD_OUT_LOSS, Study
+from neftune_sweep.study import AXES, HELD_OUT_LOSS, Study
 
 WAIT = 2.0  # seconds between two looks at the other workers
 
@@ -70,7 +70,7 @@ def _work(attempts: Attempts, swept: Source, chosen: trial.Options) -> None:
             with progress.shown("waiting for the other workers", cells, ended, attempts.running()):
                 time.sleep(WAIT)
             continue
-        what = progress.setting(attempt.alpha, attempt.type, attempt.seed)
+        what = progress.setting(attempt.alpha, attempt.noise.values(), attempt.seed)
         try:
             with progress.shown(f"trial {attempt.number}: {what}", cells, ended, attempts.running()):
                 record = trial.run(attempt, swept, chosen, attempts.lock)
@@ -86,7 +86,7 @@ def _plan(options: argparse.Namespace, swept: Source) -> Plan:
     alphas, drawn_from = options.alpha
     return Plan(
         alphas=alphas,
-        types=options.type or (swept.type,),
+        choices={axis: getattr(options, axis) or (swept.noise[axis],) for axis in AXES},
         seeds=range(options.seeds),
         drawn_from=drawn_from,
         draws=options.trials,
@@ -101,7 +101,7 @@ def _trial_options(options: argparse.Namespace) -> trial.Options:
     default = trial.LOSS if options.held_out is None else HELD_OUT_LOSS
     return trial.Options(
         objective=options.objective or default,
-        type=bool(options.type),
+        varied=[axis for axis in AXES if getattr(options, axis)],
         held_out=options.held_out and options.held_out.absolute(),
         measure=shlex.split(options.measure),
         metrics=dict(options.metric),

@@ -63,10 +63,11 @@ def measure(
     max_new_tokens: int = MAX_NEW_TOKENS,
     batch_size: int = BATCH_SIZE,
     chunk: int = CHUNK,
+    answered: int | None = None,
 ) -> tuple[dict[str, float], list[Answer]]:
     """The values of a model in evaluation mode over these rows, each with `name` and _ before it, and its answers.
 
-    loss: mean cross-entropy per token of the rows' answers, in nats.
+    loss: mean cross-entropy per token of the rows' answers, in nats. The others are of the first `answered` rows:
     length: mean of the model's answers, in tokens.
     unfinished: the share of them that were cut off at `max_new_tokens`.
     Those of `text.diversity` and `text.similarity`.
@@ -79,7 +80,8 @@ def measure(
     if not math.isfinite(values["loss"]):
         raise NEFTuneError(f"the {name} loss of the model is {values['loss']}: its training has diverged")
     ends = _ends(model, tokenizer)
-    ids = generate(model, [prompt for prompt, _ in encoded], ends, max_new_tokens, batch_size)
+    rows = rows[:answered]
+    ids = generate(model, [prompt for prompt, _ in encoded[:answered]], ends, max_new_tokens, batch_size)
     answers = [
         Answer(
             rows=name,
@@ -239,6 +241,7 @@ def _run(options: argparse.Namespace) -> None:
             max_new_tokens=options.max_new_tokens,
             batch_size=options.batch_size,
             chunk=options.chunk,
+            answered=options.answers,
         )
         values |= found
         answers += given
@@ -267,6 +270,7 @@ def _parser() -> argparse.ArgumentParser:
         ("--batch-size", 1, BATCH_SIZE, "rows at a time"),
         ("--chunk", 4, CHUNK, "words of an answer in which repetition is looked for"),
         ("--limit", 1, None, "so many rows of each file, its first"),
+        ("--answers", 1, None, "so many of these are answered, the first; the loss is of all"),
     ):
         shown = "" if default is None else " (default: %(default)s)"
         parser.add_argument(option, type=partial(_number, least), default=default, metavar="N", help=help + shown)

@@ -1,13 +1,13 @@
 """How far a sweep is, on a terminal and in a pipe."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from statistics import fmean
 
 from neftune_plugins.terminal import coloured, table, waiting
 from neftune_sweep import findings, statistics
 from neftune_sweep.results import Results, setting_of
-from neftune_sweep.study import Trial
+from neftune_sweep.study import AXES, Trial
 
 WIDTH = 24  # characters of the bar
 _COLOURS = {"complete": "green", "failed": "red", "pruned": "dim"}
@@ -39,29 +39,28 @@ def line(trial: Trial, objective: str) -> str:
     problem = f": {trial.error.splitlines()[0]}, {trial.log}" if trial.error else ""
     state = coloured(trial.state, _COLOURS[trial.state])
     return (
-        f"trial {trial.number}  {setting(trial.alpha, trial.type, trial.seed)}  {state} in "
+        f"trial {trial.number}  {setting(trial.alpha, trial.noise, trial.seed)}  {state} in "
         f"{_duration(trial.seconds)}{value}{problem}"
     )
 
 
-def setting(alpha: float, type: str, seed: int) -> str:
-    return f"alpha {alpha:g}, seed {seed}" if alpha == 0 else f"alpha {alpha:g}, {type}, seed {seed}"
+def setting(alpha: float, noise: Iterable[str], seed: int) -> str:
+    return ", ".join([f"alpha {alpha:g}", *(noise if alpha else ()), f"seed {seed}"])
 
 
 def summary(results: Results) -> str:
     """Mean and spread of the objective over the seeds of each setting, and what they support."""
     trials, objective = results.study.trials, results.study.objective
-    rows: list[tuple[str, ...]] = [("alpha", "type", objective, "spread", "seeds", "failed", "pruned")]
+    rows: list[tuple[str, ...]] = [("alpha", *AXES, objective, "spread", "seeds", "failed", "pruned")]
     for setting in sorted(set(map(setting_of, trials))):
         values = results.by_seed(setting, objective)
         own = statistics.summary(values) if values else None
         mean, spread = (f"{own.mean:.4f}", own.spread) if own else ("-", None)
         states = [trial.state for trial in trials if setting_of(trial) == setting]
         counts = map(str, (len(values), states.count("failed"), states.count("pruned")))
-        rows.append(
-            (f"{setting.alpha:g}", setting.type or "-", mean, "-" if spread is None else f"{spread:.4f}", *counts)
-        )
-    return f"{table(rows, right=(0, 2, 3, 4, 5, 6))}\n\n{findings.sentence(results)}"
+        noise = (value or "-" for value in setting.noise)
+        rows.append((f"{setting.alpha:g}", *noise, mean, "-" if spread is None else f"{spread:.4f}", *counts))
+    return f"{table(rows, right=(0, *range(len(AXES) + 1, len(rows[0]))))}\n\n{findings.sentence(results)}"
 
 
 def _duration(seconds: float) -> str:

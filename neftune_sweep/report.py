@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,12 @@ from neftune_sweep import findings
 from neftune_sweep.chart import Chart, Dot, Line, colour
 from neftune_sweep.results import NO_NOISE, Results, Setting, finite, label, setting_of
 from neftune_sweep.statistics import Difference, summary
-from neftune_sweep.study import Study, Trial
+from neftune_sweep.study import AXES, Study, Trial
 
 MEASURED = "measured.json"  # beside a trial's log, what `neftune_sweep.measure` wrote
 SAMPLES = 3  # prompts whose answers are shown
 
-# By the type of noise: of lines, and of means.
+# By what noise has of the `AXES`: of lines, and of means.
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
 _MARKERS = ("circle", "square", "triangle", "diamond")
 
@@ -61,7 +62,12 @@ def _without_infinities(value: Any) -> Any:
 
 def _summary(results: Results) -> dict[str, Any]:
     settings: list[dict[str, Any]] = [
-        {"alpha": setting.alpha, "type": setting.type or None, "metrics": {}} for setting in results.complete
+        {
+            "alpha": setting.alpha,
+            **{axis: value or None for axis, value in zip(AXES, setting.noise, strict=True)},
+            "metrics": {},
+        }
+        for setting in results.complete
     ]
     for metric in results.metrics:
         differences = results.differences(metric)
@@ -81,11 +87,11 @@ def _summary(results: Results) -> dict[str, Any]:
 
 def _lines(study: Study) -> list[list[Any]]:
     metrics = list(dict.fromkeys(name for trial in study.trials for name in trial.values))
-    lines: list[list[Any]] = [["number", "state", "alpha", "type", "seed", "seconds", *metrics, "log", "error"]]
+    lines: list[list[Any]] = [["number", "state", "alpha", *AXES, "seed", "seconds", *metrics, "log", "error"]]
     for trial in study.trials:
         values = [trial.values.get(name) for name in metrics]
         values = [value if finite(value) else None for value in values]
-        about = [trial.number, trial.state, trial.alpha, trial.type, trial.seed, trial.seconds]
+        about = [trial.number, trial.state, trial.alpha, *trial.noise, trial.seed, trial.seconds]
         lines.append([*about, *values, trial.log, trial.error])
     return lines
 
@@ -124,23 +130,23 @@ _CURVES = {"loss": "training loss, with the noise", "clean_loss": "loss without 
 
 
 class _Looks:
-    """The colour of each alpha, and the dashes and marker of each type of noise."""
+    """The colour of each alpha, and the dashes and marker of each kind of noise."""
 
     def __init__(self, results: Results) -> None:
         self.settings = sorted(set(map(setting_of, results.study.trials)))
         self._alphas = sorted({setting.alpha for setting in self.settings} - {0.0})
-        self._types = {type: number for number, type in enumerate(results.types)}
+        self._noises = {noise: number for number, noise in enumerate(results.noises)}
 
     def colour(self, setting: Setting) -> str:
         if setting == NO_NOISE:
             return "var(--ink)"
         return colour(self._alphas.index(setting.alpha) / max(1, len(self._alphas) - 1))
 
-    def dashes(self, type: str) -> str:
-        return _DASHES[self._types.get(type, 0) % len(_DASHES)]
+    def dashes(self, setting: Setting) -> str:
+        return _DASHES[self._noises.get(setting.noise, 0) % len(_DASHES)]
 
-    def marker(self, type: str) -> str:
-        return _MARKERS[self._types.get(type, 0) % len(_MARKERS)]
+    def marker(self, setting: Setting) -> str:
+        return _MARKERS[self._noises.get(setting.noise, 0) % len(_MARKERS)]
 
 
 def _curves(results: Results, looks: _Looks, name: str, title: str) -> Chart:
@@ -151,14 +157,14 @@ def _curves(results: Results, looks: _Looks, name: str, title: str) -> Chart:
         values = [(float(point.step), getattr(point, name)) for point in trial.curve]
         if points := [(step, value) for step, value in values if finite(value)]:
             told = f"{results.name(setting)}, seed {trial.seed}: {points[-1][1]:.4f} at step {points[-1][0]:g}"
-            lines.append(Line(points, looks.colour(setting), told, looks.dashes(setting.type)))
+            lines.append(Line(points, looks.colour(setting), told, looks.dashes(setting)))
     return Chart(title, "step", f"{title}, of {len(lines)} trials", lines)
 
 
 def _metric(results: Results, looks: _Looks, metric: str) -> Chart:
-    """The metric against alpha: each seed, mean and spread, and for each type of noise a line through the means."""
+    """The metric against alpha: each seed, mean and spread, and for each kind of noise a line through the means."""
     dots, told = [], []
-    means: dict[str, list[tuple[float, float]]] = {}
+    means: dict[Setting, list[tuple[float, float]]] = {}
     places = _places(results, metric)
     for setting in results.complete:
         if not (values := results.by_seed(setting, metric)):
@@ -167,11 +173,14 @@ def _metric(results: Results, looks: _Looks, metric: str) -> Chart:
         for seed, value in values.items():
             dots.append(Dot((setting.alpha, value), look, f"{name}, seed {seed}: {value:.{places}f}", "seed"))
         text = f"{name}: {own.mean:.{places}f}" + ("" if own.spread is None else f" ± {own.spread:.{places}f}")
-        dots.append(Dot((setting.alpha, own.mean), look, text, looks.marker(setting.type), own.spread))
+        dots.append(Dot((setting.alpha, own.mean), look, text, looks.marker(setting), own.spread))
         told.append(text)
-        means.setdefault(setting.type, []).append((setting.alpha, own.mean))
-    none = means.pop(NO_NOISE.type, [])
-    lines = [Line([*none, *points], "var(--muted)", type, looks.dashes(type)) for type, points in means.items()]
+        means.setdefault(replace(setting, alpha=0.0), []).append((setting.alpha, own.mean))
+    none = means.pop(NO_NOISE, [])
+    lines = [
+        Line([*none, *points], "var(--muted)", results.varied(kind.noise), looks.dashes(kind))
+        for kind, points in means.items()
+    ]
     marks = sorted({setting.alpha for setting in results.complete})
     return Chart(label(metric), "alpha", f"{label(metric)} against alpha. {'; '.join(told)}", lines, dots, marks)
 

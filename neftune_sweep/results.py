@@ -1,12 +1,13 @@
 """The numbers of a study: by setting of the noise, metric and seed."""
 
+import itertools
 import math
 import statistics
 from dataclasses import dataclass
 from functools import cached_property
 
 from neftune_sweep.statistics import BySeed, Difference, Length, difference, length
-from neftune_sweep.study import Study, Trial
+from neftune_sweep.study import AXES, Study, Trial
 
 SETS = {"held_out": "held-out", "trained_on": "trained-on"}
 """The rows that `neftune_sweep.measure` names its values after, and how they are called."""
@@ -31,18 +32,21 @@ _NOT_OF_THE_WORDING = ("loss", "length", "unfinished", "chunked")
 
 @dataclass(frozen=True, order=True)
 class Setting:
-    """What trials have in common that differ in their seed alone. `type` is empty without noise."""
+    """What trials have in common that differ in their seed alone.
+
+    noise: what it has of each of the `AXES`; empty texts without noise.
+    """
 
     alpha: float
-    type: str
+    noise: tuple[str, ...]
 
 
-NO_NOISE = Setting(0.0, "")
+NO_NOISE = Setting(0.0, ("",) * len(AXES))
 
 
 def setting_of(trial: Trial) -> Setting:
-    """The trial's. Without noise its type says nothing."""
-    return Setting(trial.alpha, trial.type) if trial.alpha else NO_NOISE
+    """The trial's. Without noise type and length say nothing."""
+    return Setting(trial.alpha, trial.noise) if trial.alpha else NO_NOISE
 
 
 def finite(value: float | None) -> bool:
@@ -87,15 +91,20 @@ class Results:
         return [name for name in ordered if any(self.by_seed(setting, name) for setting in self.complete)]
 
     @cached_property
-    def types(self) -> list[str]:
-        """Of the noise."""
-        return sorted({setting_of(trial).type for trial in self.study.trials} - {""})
+    def noises(self) -> list[tuple[str, ...]]:
+        """What the settings with noise have of the `AXES`."""
+        return sorted({setting_of(trial).noise for trial in self.study.trials} - {NO_NOISE.noise})
 
     def name(self, setting: Setting) -> str:
         """How a setting is called."""
         if setting == NO_NOISE:
             return "no noise"
-        return f"alpha {setting.alpha:g}" + (f" {setting.type}" if len(self.types) > 1 else "")
+        return f"alpha {setting.alpha:g} {self.varied(setting.noise)}".rstrip()
+
+    def varied(self, noise: tuple[str, ...]) -> str:
+        """What is not the same in all settings with noise."""
+        several = [len(set(values)) > 1 for values in zip(*self.noises, strict=True)]
+        return " ".join(itertools.compress(noise, several))
 
     def by_seed(self, setting: Setting, metric: str) -> BySeed:
         """The finite values of a metric; of trials that have the same seed their mean."""

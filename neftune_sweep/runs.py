@@ -2,18 +2,20 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
 import yaml
 
-from neftune_plugins import NEFTuneError
+from neftune_plugins import NEFTuneError, NoiseConfig
 from neftune_plugins.check import framework_of
 from neftune_plugins.framework import Framework
 from neftune_sweep import configs
+from neftune_sweep.study import AXES
 
 PYTHON = "python"
+DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(NoiseConfig) if field.name in AXES}
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,11 @@ class Source(Protocol):
     """What is swept over.
 
     framework: its name.
-    type: the one that noise has where a sweep does not vary it.
+    noise: what noise has of the `AXES` where a sweep does not vary it.
     """
 
     framework: str
-    type: str
+    noise: dict[str, Any]
 
     def run(self, keys: dict[str, Any], seed: int, folder: Path) -> Run:
         """Prepare a run with these of our keys in a trial's folder; alpha None is a run without noise."""
@@ -54,8 +56,12 @@ class ConfigFile:
         self._owners = found.training.owners(config)
         if not self._owners:
             raise NEFTuneError(f"{file}: there is no language model in it whose embeddings could be noised")
-        types = (_at(config, (*owner, "neftune_noise_type")) for owner in self._owners)
-        self.type = next(filter(None, types), "uniform")
+        self.noise = DEFAULTS | {
+            axis: value
+            for axis in AXES
+            for owner in self._owners
+            if (value := _at(config, (*owner, f"neftune_noise_{axis}")))
+        }
 
     def run(self, keys: dict[str, Any], seed: int, folder: Path) -> Run:
         config, output = folder / f"config{self._file.suffix}", folder / "output"
@@ -68,7 +74,7 @@ class PythonFile:
     """A Python file that takes arguments as HfArgumentParser names those of TrainingArguments."""
 
     framework = PYTHON
-    type = "uniform"
+    noise = DEFAULTS
 
     def __init__(self, file: Path, more: Sequence[str]) -> None:
         self._file, self._more = file, more

@@ -8,6 +8,9 @@ from typing import Any, Literal
 State = Literal["complete", "failed", "pruned"]
 Direction = Literal["minimize", "maximize"]
 
+AXES = ("type", "length")
+"""What is varied beside alpha: the names of the keys without `neftune_noise_`."""
+
 HELD_OUT_LOSS = "held_out_loss"  # mean cross-entropy per answer token of the held-out rows, without noise
 
 
@@ -31,7 +34,7 @@ class Trial:
 
     number: of the run in the study, from 0.
     alpha: of the noise; 0 is a run without.
-    type: of the noise.
+    type, length: of the noise; `none` without.
     seed: of the run.
     seconds: from the start of the training to the end of the measurement.
     values: what was measured of the trained model, by name.
@@ -44,6 +47,7 @@ class Trial:
     state: State
     alpha: float
     type: str
+    length: str
     seed: int
     seconds: float
     values: Mapping[str, float] = field(default_factory=dict)
@@ -53,6 +57,11 @@ class Trial:
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self) | {"curve": [dataclasses.asdict(point) for point in self.curve]}
+
+    @property
+    def noise(self) -> tuple[str, ...]:
+        """What it has of each of the `AXES`."""
+        return tuple(getattr(self, axis) for axis in AXES)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Trial":

@@ -25,14 +25,14 @@ class Options:
     """What is done with each trial.
 
     objective: the value that Optuna is told.
-    type: whether the sweep varies it, so that the trial's configuration has to say it.
+    varied: those of the `AXES` that the trial's configuration has to say, as the sweep varies them.
     held_out: rows for the measurement, which gets the options `measure`.
     metrics: commands by the names of the numbers that they print; `{model}` stands for the trained model's folder.
     discard: delete the trained model when it has been measured.
     """
 
     objective: str
-    type: bool
+    varied: Sequence[str] = ()
     held_out: Path | None = None
     measure: Sequence[str] = ()
     metrics: Mapping[str, str] = field(default_factory=dict)
@@ -69,7 +69,7 @@ def run(attempt: Attempt, source: Source, options: Options, lock: int) -> Trial:
             number=attempt.number,
             state=state,
             alpha=attempt.alpha,
-            type=attempt.type,
+            **attempt.noise,
             seed=attempt.seed,
             seconds=round(time.monotonic() - begin, 1),
             values=work.values,
@@ -88,8 +88,7 @@ class _Work:
         self.values: dict[str, float] = {}
         self._curve = attempt.folder / "curve.jsonl"
         keys: dict[str, Any] = {"neftune_noise_alpha": attempt.alpha or None}
-        if options.type:
-            keys["neftune_noise_type"] = attempt.type
+        keys |= {f"neftune_noise_{axis}": attempt.noise[axis] for axis in options.varied}
         self.planned = source.run(keys, attempt.seed, attempt.folder)
 
     def curve(self) -> list[Point]:

@@ -42,8 +42,9 @@ def check_sweep(
     study = json.loads((folder / "sweep" / "study.json").read_text())
     assert (study["objective"], study["direction"]) == (objective, "minimize")
     clean, noisy = study["trials"]
-    for trial, alpha, type in ((clean, 0, "none"), (noisy, 5, "uniform")):
-        assert (trial["state"], trial["alpha"], trial["type"], trial["seed"]) == ("complete", alpha, type, 0)
+    for trial, alpha, noise in ((clean, 0, ["none", "none"]), (noisy, 5, ["uniform", "sequence"])):
+        assert (trial["state"], trial["alpha"], trial["seed"]) == ("complete", alpha, 0)
+        assert [trial["type"], trial["length"]] == noise
         assert [point["step"] for point in trial["curve"]] == list(range(1, STEPS + 1)), logs
         assert all(math.isfinite(point["loss"]) for point in trial["curve"])
         assert math.isfinite(trial["values"][objective]) and trial["values"][objective] > 0

@@ -175,6 +175,18 @@ def test_the_documented_command_writes_the_documented_values(folder, data, tmp_p
     assert "default: 256" in shown and "default: 50" in shown
 
 
+def test_the_loss_may_be_of_more_rows_than_the_answers(model, tokenizer, data):
+    own = rows.read(data, "chat")
+    options = {"max_new_tokens": 4, "chunk": 4}
+    whole, answers = measure.measure(model, tokenizer, own, "held_out", **options)
+    values, first = measure.measure(model, tokenizer, own, "held_out", answered=2, **options)
+    assert first == answers[:2]
+    assert values["held_out_loss"] == whole["held_out_loss"]
+    few, _ = measure.measure(model, tokenizer, own[:2], "held_out", **options)
+    assert few.pop("held_out_loss") != values.pop("held_out_loss")
+    assert values == few
+
+
 def test_a_number_that_is_too_small_is_refused(capsys):
     with pytest.raises(SystemExit):
         measure.main(["model", "rows", "result", "--chunk", "3"])

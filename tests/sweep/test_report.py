@@ -19,13 +19,15 @@ VOID = {"meta", "br", "img", "link", "input"}
 
 
 def study(values, *, metric="held_out_loss", others=None, **options):
-    """A study of the values of its metric: by alpha, or alpha and type, of the seeds 0, 1, ...; None is a failure.
+    """A study of the values of its metric, of the seeds 0, 1, ...: by alpha, or alpha and type and perhaps length; None
+    is a failure.
 
     others: the same of further metrics, by their names.
     """
     trials = []
     for setting, own in values.items():
-        alpha, type = setting if isinstance(setting, tuple) else (setting, "uniform")
+        given = setting if isinstance(setting, tuple) else (setting,)
+        alpha, type, length = (*given, *(0, "uniform", "sequence")[len(given) :])
         for seed, value in enumerate(own):
             more = {name: found[setting][seed] for name, found in (others or {}).items()}
             trials.append(
@@ -34,6 +36,7 @@ def study(values, *, metric="held_out_loss", others=None, **options):
                     state="complete" if value is not None else "failed",
                     alpha=alpha,
                     type=type,
+                    length=length,
                     seed=seed,
                     seconds=61.0,
                     values={metric: value} | more if value is not None else {},
@@ -156,6 +159,20 @@ def test_runs_that_are_alike_count_once():
     assert results.by_seed(next(iter(results.complete)), "held_out_loss") == {0: pytest.approx(2.35)}
 
 
+def test_a_setting_is_named_by_what_varies(tmp_path):
+    values = {0: (2.3,), (5, "uniform", "sequence"): (2.2,), (5, "uniform", "padded"): (2.1,)}
+    own = study(values)
+    assert [Results(own).name(setting) for setting in Results(own).complete] == [
+        "no noise",
+        "alpha 5 padded",
+        "alpha 5 sequence",
+    ]
+    write(own, tmp_path)
+    [none, *noisy] = json.loads((tmp_path / "summary.json").read_text())["settings"]
+    assert (none["type"], none["length"]) == (None, None)
+    assert [(one["type"], one["length"]) for one in noisy] == [("uniform", "padded"), ("uniform", "sequence")]
+
+
 # Warnings
 
 LENGTHS = {0: (100, 104, 96), 5: (150, 154, 146)}
@@ -200,7 +217,16 @@ def test_failed_trials_and_unequal_seeds_are_warned_of(tmp_path):
 
 def test_pruned_trials_are_warned_of():
     complete = study({0: NONE, 5: (2.2, 2.3)}).trials
-    pruned = Trial(number=5, state="pruned", alpha=5, type="uniform", seed=2, seconds=1, values={"held_out_loss": 9})
+    pruned = Trial(
+        number=5,
+        state="pruned",
+        alpha=5,
+        type="uniform",
+        length="sequence",
+        seed=2,
+        seconds=1,
+        values={"held_out_loss": 9},
+    )
     results = Results(Study(config="", framework="", trials=[*complete, pruned]))
     assert findings.warnings(results)[0] == (
         "1 of 6 trials were stopped early for poor values, and are in no mean, which looks the better for it: alpha 5, "
@@ -252,6 +278,7 @@ def full(tmp_path, text="plain"):
                 state="failed" if number == 7 else "complete",
                 alpha=alpha,
                 type="uniform",
+                length="sequence",
                 seed=seed,
                 seconds=3700.0,
                 values={"held_out_loss": 2 - alpha / 10 + seed / 7, "held_out_length": 90 + alpha, text: 1.0},

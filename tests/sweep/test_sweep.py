@@ -20,6 +20,7 @@ from optuna.trial import TrialState
 
 from neftune_plugins.cli import main
 from neftune_sweep import configs, curve
+from neftune_sweep.study import AXES
 from tests.support.commands import on_a_terminal
 from tests.support.documentation import ROOT, snippets
 from tests.sweep.training import BROKEN, STEPS, loss
@@ -47,25 +48,30 @@ def study(folder: Path) -> dict:
     return json.loads((folder / "neftune-sweep" / "study.json").read_text())
 
 
+NOISES = [(type, length) for type in ("uniform", "gaussian") for length in ("padded", "sequence")]
 SIZE = f"size={sys.executable} -c 'import sys; print(1); print(len(open(sys.argv[1]).read()))' {{model}}/weights"
 
 
 def test_a_grid_with_trials_that_fail(sweep, tmp_path):
-    arguments = ("--alpha", "0,13,5", "--type", "uniform,gaussian", "--seeds", "2", "--metric", SIZE)
+    arguments = ("--alpha", "0,13,5", "--type", "uniform,gaussian", "--length", "padded,sequence")
+    arguments += ("--seeds", "2", "--metric", SIZE)
     arguments += ("--objective", "size", "--direction", "maximize", "--discard-models", "--", "--more", "a b")
     status, shown, _ = sweep(*arguments)
     assert status == 0
     expected = [
-        (alpha, type, seed)
-        for alpha, types in ((0.0, ["none"]), (BROKEN, ["uniform", "gaussian"]), (5.0, ["uniform", "gaussian"]))
-        for type in types
+        (alpha, *noise, seed)
+        for alpha, noises in ((0.0, [("none", "none")]), (BROKEN, NOISES), (5.0, NOISES))
+        for noise in noises
         for seed in (0, 1)
     ]
     found = study(tmp_path)
     assert (found["framework"], found["objective"], found["direction"]) == ("python", "size", "maximize")
-    assert [(trial["alpha"], trial["type"], trial["seed"]) for trial in found["trials"]] == expected
+    assert [(one["alpha"], one["type"], one["length"], one["seed"]) for one in found["trials"]] == expected
     begins = events(tmp_path / "ledger.jsonl", "begin", more="a b")
-    told = [(one["neftune_noise_alpha"], one["neftune_noise_type"] or "none", one["seed"]) for one in begins]
+    told = [
+        (one["neftune_noise_alpha"], *(one[f"neftune_noise_{axis}"] or "none" for axis in AXES), one["seed"])
+        for one in begins
+    ]
     assert told == expected
     for trial in found["trials"]:
         log = Path(trial["log"])
@@ -85,17 +91,16 @@ def test_a_grid_with_trials_that_fail(sweep, tmp_path):
 
     lines = shown.splitlines()
     assert re.fullmatch(
-        r"\[7/10, about \d+ s left\] trial 6  alpha 5, uniform, seed 0  complete in \d+ s, size 5.0000", lines[6]
+        r"\[11/18, about \d+ s left\] trial 10  alpha 5, uniform, padded, seed 0  complete in \d+ s, size 5.0000",
+        lines[10],
     )
     assert "failed in" in lines[2] and "the training ended with status 1, " in lines[2]
     table = [line.split() for line in lines if line.startswith((" ", "alpha"))]
     assert table == [
-        ["alpha", "type", "size", "spread", "seeds", "failed", "pruned"],
-        ["0", "-", "0.0000", "0.0000", "2", "0", "0"],
-        ["5", "gaussian", "5.0000", "0.0000", "2", "0", "0"],
-        ["5", "uniform", "5.0000", "0.0000", "2", "0", "0"],
-        ["13", "gaussian", "-", "-", "0", "2", "0"],
-        ["13", "uniform", "-", "-", "0", "2", "0"],
+        ["alpha", "type", "length", "size", "spread", "seeds", "failed", "pruned"],
+        ["0", "-", "-", "0.0000", "0.0000", "2", "0", "0"],
+        *(["5", *noise, "5.0000", "0.0000", "2", "0", "0"] for noise in sorted(NOISES)),
+        *(["13", *noise, "-", "-", "0", "2", "0"] for noise in sorted(NOISES)),
     ]
     assert lines[-1] == str(tmp_path / "neftune-sweep" / "report.html")
     assert "\r" not in shown and "\033" not in shown
@@ -153,6 +158,7 @@ WRONG = {
     "no file": (["--alpha", "5"], "gone.py: there is no such file", "gone.py"),
     "negative": (["--alpha", "0,-1"], "neftune_noise_alpha: -1.0 must be finite and above 0", None),
     "type": (["--alpha", "5", "--type", "gausian"], "did you mean gaussian?", None),
+    "length": (["--alpha", "5", "--length", "paded"], "did you mean padded?", None),
     "no trials": (["--alpha", "1..5"], "--alpha LOW..HIGH and --trials N go together", None),
     "no range": (["--alpha", "1,5", "--trials", "3"], "--alpha LOW..HIGH and --trials N go together", None),
     "sampler": (["--alpha", "5", "--sampler", "Tpe"], "--sampler Tpe: optuna.samplers has no such class", None),
@@ -192,8 +198,10 @@ def test_a_terminal_shows_a_bar(tmp_path):
     shown = on_a_terminal(
         "sweep", str(TRAINING), *options, LEDGER=str(tmp_path / "ledger.jsonl"), SECONDS="1.2", NO_COLOR="1"
     )
-    assert "[------------------------] 0/2, trial 0: alpha 5, uniform, seed 0 ... 1 s" in shown
-    assert re.search(r"\[############------------\] 1/2, about \d s left, trial 1: alpha 6, uniform, seed 0", shown)
+    assert "[------------------------] 0/2, trial 0: alpha 5, uniform, sequence, seed 0 ... 1 s" in shown
+    assert re.search(
+        r"\[############------------\] 1/2, about \d s left, trial 1: alpha 6, uniform, sequence, seed 0", shown
+    )
 
 
 EXAMPLES = {

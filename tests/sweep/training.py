@@ -29,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--neftune_noise_alpha", type=float, default=0.0)
     parser.add_argument("--neftune_noise_type")
+    parser.add_argument("--neftune_noise_length")
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--more")
