@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks import lengths, noise, quality
+from benchmarks import alpha, lengths, noise, quality
 from neftune_plugins import CheckedModel, NoiseConfig, NoiseConfigError
 from neftune_plugins.check import Checked, described, lines_of, report
 from neftune_plugins.config import key
@@ -130,6 +130,7 @@ GENERATED = {
     ROOT / "docs" / "commands.md": {"check": checked_example},
     ROOT / "docs" / "keys.md": {"keys": keys_table, "errors": errors_table},
     ROOT / "docs" / "performance.md": {"noise": noise.recorded},
+    ROOT / "docs" / "results.md": {"results": alpha.recorded},
     ROOT / "docs" / "quality.md": {"statistics": quality.recorded, "battery": quality.battery},
 }
 

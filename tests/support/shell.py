@@ -23,7 +23,7 @@ STRANGERS = {"dieharder", "gh", "git"}
 def command_lines() -> Iterator[tuple[str, Arguments]]:
     """The program and the arguments of each command in the bash blocks of all pages, without what sets a variable."""
     for _, code in shown_everywhere("bash"):
-        for line in code.splitlines():
+        for line in code.replace("\\\n", " ").splitlines():
             for command in re.split(r"&&|\|", line):
                 words = shlex.split(command, comments=True)
                 while re.fullmatch(r"[A-Z_]+=.*", words[0]):
