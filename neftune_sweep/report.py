@@ -23,6 +23,8 @@ SAMPLES = 3  # prompts whose answers are shown
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
 _MARKERS = ("circle", "square", "triangle", "diamond")
 
+_APART = 0.025  # of the largest alpha
+
 # In the table alone: they say how far others are to be trusted.
 _NOT_PLOTTED = ("unfinished", "chunked")
 
@@ -107,7 +109,7 @@ def _page(results: Results) -> str:
     environment.filters |= {"label": label, "duration": _duration, "number": _number}
     looks = _Looks(results)
     states = [trial.state for trial in results.study.trials]
-    plotted = [name for name in results.metrics if not name.endswith(_NOT_PLOTTED)]
+    plotted = [name for name in results.metrics if not name.endswith(_NOT_PLOTTED) and _comparable(results, name)]
     curves = [_curves(results, looks, name, title) for name, title in _CURVES.items()]
     return environment.get_template("report.html.jinja").render(
         study=results.study,
@@ -125,12 +127,17 @@ def _page(results: Results) -> str:
     )
 
 
+def _comparable(results: Results, metric: str) -> bool:
+    """Whether several settings have the metric, where there are several."""
+    return sum(bool(results.by_seed(one, metric)) for one in results.complete) > 1 or len(results.complete) == 1
+
+
 _ENDS = ("failed", "pruned")
 _CURVES = {"loss": "training loss, with the noise", "clean_loss": "loss without noise, in training"}
 
 
 class _Looks:
-    """The colour of each alpha, and the dashes and marker of each kind of noise."""
+    """The colour of each alpha, and the dashes, marker and place beside the alpha of each kind of noise."""
 
     def __init__(self, results: Results) -> None:
         self.settings = sorted(set(map(setting_of, results.study.trials)))
@@ -141,6 +148,13 @@ class _Looks:
         if setting == NO_NOISE:
             return "var(--ink)"
         return colour(self._alphas.index(setting.alpha) / max(1, len(self._alphas) - 1))
+
+    def x(self, setting: Setting) -> float:
+        """Its alpha; kinds of noise that have the same stand side by side."""
+        if setting == NO_NOISE:
+            return 0.0
+        middle = (len(self._noises) - 1) / 2
+        return setting.alpha + (self._noises[setting.noise] - middle) * _APART * max(self._alphas)
 
     def dashes(self, setting: Setting) -> str:
         return _DASHES[self._noises.get(setting.noise, 0) % len(_DASHES)]
@@ -171,11 +185,11 @@ def _metric(results: Results, looks: _Looks, metric: str) -> Chart:
             continue
         own, name, look = summary(values), results.name(setting), looks.colour(setting)
         for seed, value in values.items():
-            dots.append(Dot((setting.alpha, value), look, f"{name}, seed {seed}: {value:.{places}f}", "seed"))
+            dots.append(Dot((looks.x(setting), value), look, f"{name}, seed {seed}: {value:.{places}f}", "seed"))
         text = f"{name}: {own.mean:.{places}f}" + ("" if own.spread is None else f" ± {own.spread:.{places}f}")
-        dots.append(Dot((setting.alpha, own.mean), look, text, looks.marker(setting), own.spread))
+        dots.append(Dot((looks.x(setting), own.mean), look, text, looks.marker(setting), own.spread))
         told.append(text)
-        means.setdefault(replace(setting, alpha=0.0), []).append((setting.alpha, own.mean))
+        means.setdefault(replace(setting, alpha=0.0), []).append((looks.x(setting), own.mean))
     none = means.pop(NO_NOISE, [])
     lines = [
         Line([*none, *points], "var(--muted)", results.varied(kind.noise), looks.dashes(kind))

@@ -4,13 +4,14 @@ import csv
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
 from neftune_sweep import findings
 from neftune_sweep.chart import BOTTOM, HEIGHT, TOP, Chart, Line, colour, steps
-from neftune_sweep.report import write
+from neftune_sweep.report import _Looks, write
 from neftune_sweep.results import Results, label
 from neftune_sweep.study import Point, Study, Trial
 
@@ -331,6 +332,21 @@ def test_many_settings_and_types(tmp_path):
     source = write(study(values), tmp_path).read_text()
     assert len(set(re.findall(r"#[0-9a-f]{6}", source.split("</style>")[1]))) == 20
     Page(tmp_path / "report.html")
+
+
+def test_kinds_of_noise_stand_side_by_side():
+    values = {0: NONE} | {(alpha, type): (2.0, 2.1) for alpha in (5, 10) for type in "ab"}
+    results = Results(study(values))
+    looks = _Looks(results)
+    places = [looks.x(setting) for setting in results.complete]
+    assert places == pytest.approx([0, 5 - 0.125, 5 + 0.125, 10 - 0.125, 10 + 0.125])
+
+
+def test_what_one_of_several_settings_has_is_in_the_table_alone(tmp_path):
+    trials = study({0: NONE, 5: (2.2, 2.3)}).trials
+    clean = replace(trials[0], values={**trials[0].values, "clean_loss": 2.0})
+    found = page(Study(config="", framework="", trials=[clean, *trials[1:]]), tmp_path)
+    assert found.text.count("last loss in training, without noise") == 1
 
 
 def test_the_table_marks_what_the_spread_supports(tmp_path):
