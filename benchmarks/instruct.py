@@ -31,6 +31,7 @@ class Arguments:
 
     model: str
     rows: str
+    neftune_noise_type: str = "uniform"
     neftune_noise_length: str = "sequence"
 
 
@@ -47,7 +48,9 @@ def train() -> None:
         args=training,
         train_dataset=_dataset(Path(own.rows), tokenizer),
         data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED),
-        callbacks=[NEFTuneCallback(length=own.neftune_noise_length)] if training.neftune_noise_alpha else [],
+        callbacks=[NEFTuneCallback(type=own.neftune_noise_type, length=own.neftune_noise_length)]
+        if training.neftune_noise_alpha
+        else [],
     )
     trainer.train()
     trainer.save_model()
