@@ -9,7 +9,7 @@ import json
 import math
 import random
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,15 +75,9 @@ def record(sweep: Path) -> dict[str, Any]:
             f"alpha {alpha:g}": {name: between(alpha, name) for name in METRICS} for alpha in alphas
         },
         "noise": [
-            {
-                "alpha": setting.alpha,
-                "length": setting.noise[-1],
-                "norm": math.sqrt(statistics.fmean(found["neftune/noise_norm"] ** 2 for found in logged)),
-                "signal_to_noise_db": statistics.fmean(found["neftune/signal_to_noise_db"] for found in logged),
-            }
+            {"alpha": setting.alpha, "length": setting.noise[-1], **_logged(own)}
             for setting, own in results.complete.items()
             if setting.alpha
-            for logged in [[found for trial in own for found in _logged(trial)]]
         ],
         "seconds": [round(trial.seconds) for trial in trials],
         "trials": [
@@ -93,11 +87,15 @@ def record(sweep: Path) -> dict[str, Any]:
     }
 
 
-def _logged(trial: "Trial") -> Iterator[dict[str, float]]:
-    """What the training has logged of the noise."""
-    for line in Path(trial.log).with_name("curve.jsonl").read_text(encoding="utf-8").splitlines():
-        if "neftune/noise_norm" in (found := json.loads(line)):
-            yield found
+def _logged(trials: Iterable["Trial"]) -> dict[str, float]:
+    """The means of what the trainings have logged of the noise."""
+    curves = [Path(trial.log).with_name("curve.jsonl").read_text(encoding="utf-8") for trial in trials]
+    logs = [json.loads(line) for curve in curves for line in curve.splitlines()]
+    logs = [one for one in logs if "neftune/noise_norm" in one]
+    return {
+        "norm": math.sqrt(statistics.fmean(one["neftune/noise_norm"] ** 2 for one in logs)),
+        "signal_to_noise_db": statistics.fmean(one["neftune/signal_to_noise_db"] for one in logs),
+    }
 
 
 def recorded() -> str:
