@@ -59,7 +59,7 @@ class ConfigFile:
         self.noise = DEFAULTS | {
             axis: value
             for axis in AXES
-            for owner in self._owners
+            for owner in reversed(self._owners)  # the first says it
             if (value := _at(config, (*owner, f"neftune_noise_{axis}")))
         }
 

@@ -19,7 +19,7 @@ from neftune_ludwig.training import TRAINING as LUDWIG
 from optuna.trial import TrialState
 
 from neftune_plugins.cli import main
-from neftune_sweep import configs, curve
+from neftune_sweep import configs, curve, runs
 from neftune_sweep.study import AXES
 from tests.support.commands import on_a_terminal
 from tests.support.documentation import ROOT, snippets
@@ -202,6 +202,17 @@ def test_a_terminal_shows_a_bar(tmp_path):
     assert re.search(
         r"\[############------------\] 1/2, about \d s left, trial 1: alpha 6, uniform, sequence, seed 0", shown
     )
+
+
+def test_the_first_model_of_a_configuration_says_what_is_not_varied(tmp_path, monkeypatch):
+    encoder = {"type": "llm", "base_model": "some/model"}
+    inputs = [
+        {"name": name, "type": "text", "encoder": encoder | {"model_parameters": {"neftune_noise_type": type}}}
+        for name, type in (("question", "gaussian"), ("answer", "bernoulli"))
+    ]
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump({"input_features": inputs}))
+    monkeypatch.setattr(runs, "framework_of", lambda *_: SimpleNamespace(name="ludwig", training=LUDWIG))
+    assert runs.ConfigFile(tmp_path / "two.yaml", None, ()).noise == {"type": "gaussian", "length": "sequence"}
 
 
 EXAMPLES = {
