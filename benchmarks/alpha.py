@@ -140,17 +140,15 @@ def _name(one: Mapping[str, Any]) -> str:
 
 
 def _mean(one: Mapping[str, Any], places: int) -> str:
-    spread = "" if one["spread"] is None else f" ± {one['spread']:.{places}f}"
-    return _bold(one, f"{one['mean']:.{places}f}") + spread
+    return _cell(f"{one['mean']:.{places}f}", one["spread"], one["supported"], places)
 
 
 def _difference(one: Mapping[str, Any], places: int) -> str:
-    margin = "" if one["margin"] is None else f" ± {one['margin']:.{places}f}"
-    return _bold(one, f"{one['difference']:+.{places}f}") + margin
+    return _cell(f"{one['difference']:+.{places}f}", one["margin"], one["supported"], places)
 
 
-def _bold(one: Mapping[str, Any], text: str) -> str:
-    return f"**{text}**" if one["supported"] else text
+def _cell(text: str, around: float | None, supported: bool | None, places: int) -> str:
+    return (f"**{text}**" if supported else text) + ("" if around is None else f" ± {around:.{places}f}")
 
 
 def main() -> None:

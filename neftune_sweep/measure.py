@@ -30,8 +30,6 @@ REPETITION_PENALTY = 1.2
 MAX_NEW_TOKENS = 256
 BATCH_SIZE = 8
 
-IGNORED = -100
-
 
 @dataclass(frozen=True)
 class Answer:

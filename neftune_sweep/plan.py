@@ -10,7 +10,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from neftune_plugins import NEFTuneError, NoiseConfig
 from neftune_sweep.study import AXES
 
-NO_NOISE = dict.fromkeys(AXES, "none")  # that of alpha 0
+_WITHOUT = dict.fromkeys(AXES, "none")  # that of alpha 0
 
 Point = Mapping[str, Any]
 """An `alpha`, and one choice of each of the `AXES`."""
@@ -44,7 +44,7 @@ class Plan:
     @property
     def given(self) -> list[Point]:
         """The points that are not drawn."""
-        return [{"alpha": alpha, **noise} for alpha in self.alphas for noise in (self._noises if alpha else [NO_NOISE])]
+        return [{"alpha": alpha, **noise} for alpha in self.alphas for noise in (self._noises if alpha else [_WITHOUT])]
 
     @property
     def _noises(self) -> list[dict[str, Any]]:

@@ -23,12 +23,18 @@ STRANGERS = {"dieharder", "gh", "git"}
 def command_lines() -> Iterator[tuple[str, Arguments]]:
     """The program and the arguments of each command in the bash blocks of all pages, without what sets a variable."""
     for _, code in shown_everywhere("bash"):
-        for line in code.replace("\\\n", " ").splitlines():
-            for command in re.split(r"&&|\|", line):
-                words = shlex.split(command, comments=True)
-                while re.fullmatch(r"[A-Z_]+=.*", words[0]):
-                    del words[0]
-                yield Path(words[0]).name, words[1:]
+        for words in commands(code):
+            yield Path(words[0]).name, words[1:]
+
+
+def commands(code: str) -> Iterator[Arguments]:
+    """The words of each command in a bash block, without what sets a variable."""
+    for line in code.replace("\\\n", " ").splitlines():
+        for command in re.split(r"&&|\|", line):
+            words = shlex.split(command, comments=True)
+            while re.fullmatch(r"[A-Z_]+=.*", words[0]):
+                del words[0]
+            yield words
 
 
 def arguments_of(program: str) -> list[Arguments]:
