@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.record import RESULTS, table
 
 if TYPE_CHECKING:
-    from neftune_sweep.study import Trial
+    from neftune_plugins.sweep.study import Trial
 
 RECORD = RESULTS / "alpha.json"
 NO_NOISE = "no noise"
@@ -39,7 +39,7 @@ def split(rows: Path, folder: Path, model: str, longest: int, train: int, held_o
     """Write rows of at most `longest` tokens, prompt and answer as a chat: some to train on, and others."""
     from transformers import AutoTokenizer
 
-    from neftune_sweep.rows import read
+    from neftune_plugins.sweep.rows import read
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     found = zip(json.loads(rows.read_text(encoding="utf-8")), read(rows, "chat"), strict=True)
@@ -54,9 +54,9 @@ def split(rows: Path, folder: Path, model: str, longest: int, train: int, held_o
 
 def record(sweep: Path) -> dict[str, Any]:
     """Of a sweep over alphas and both lengths: its findings and means, and how far the two lengths are apart."""
-    from neftune_sweep.results import Results, Setting
-    from neftune_sweep.statistics import difference
-    from neftune_sweep.study import Study
+    from neftune_plugins.sweep.results import Results, Setting
+    from neftune_plugins.sweep.statistics import difference
+    from neftune_plugins.sweep.study import Study
 
     results = Results(Study.from_dict(json.loads((sweep / "study.json").read_text(encoding="utf-8"))))
     trials = results.study.trials

@@ -2,8 +2,8 @@
 
 python benchmarks/instruct.py --model MODEL --rows ROWS.jsonl --output_dir FOLDER --neftune_noise_alpha 5
 
-Rows are as `neftune_sweep.measure` takes them: instructions go through the model's chat template, and the loss is on
-the answers alone.
+Rows are as `neftune_plugins.sweep.measure` takes them: instructions go through the model's chat template, and the loss
+is on the answers alone.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from neftune_sweep.rows import read
+from neftune_plugins.sweep.rows import read
 
 IGNORED = -100
 

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.record import RESULTS, table
-from neftune_plugins.layout import read_layout
-from neftune_plugins.manager import noise_types
-from neftune_plugins.noise import channel_bits, channel_codes, stream_key, token_keys
+from neftune_plugins.noise.draw import channel_bits, channel_codes, stream_key, token_keys
+from neftune_plugins.noise.layout import read_layout
+from neftune_plugins.plugins.manager import noise_types
 
 ROWS, WIDTH, DIM, VOCABULARY = 2, 256, 1024, 49_152
 TOKENS = ROWS * WIDTH

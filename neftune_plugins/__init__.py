@@ -1,42 +1,61 @@
-"""Noisy embedding fine-tuning (NEFTune, arXiv 2310.05914): the core, which knows no framework."""
+"""NEFTune, noisy embedding fine-tuning (arXiv 2310.05914), for any PyTorch model and training framework.
+
+Nothing here imports torch or pluggy: each name is loaded when it is first used. `import torch` runs this file in every
+process of an environment (docs/autoload.md), so it has to be cheap.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from neftune_autoload import enabled
-from neftune_plugins.config import NoiseConfig
-from neftune_plugins.errors import NEFTuneError, NoiseConfigError, NoiseNotAppliedError
-from neftune_plugins.framework import CheckedModel, DemoOptions, Framework, TrainingCommand
-from neftune_plugins.hookspecs import hookimpl
-
-# What stands on torch is imported when it is asked for: the `neftune` command has something to say before, and where
-# torch does not load.
 if TYPE_CHECKING:
-    from neftune_plugins.injection import Handle, install
-    from neftune_plugins.layout import Batch, Layout, LayoutReader
-    from neftune_plugins.noise import NoiseType
-    from neftune_plugins.sharded import refuse_context_parallel
-else:
-    _ON_TORCH = {
-        "injection": ("Handle", "install"),
-        "layout": ("Batch", "Layout", "LayoutReader"),
-        "noise": ("NoiseType",),
-        "sharded": ("refuse_context_parallel",),
-    }
+    from neftune_plugins.autoload import after_import, enabled, unpatched
+    from neftune_plugins.config import NoiseConfig, is_like_ours, key, keys_in
+    from neftune_plugins.errors import NEFTuneError, NoiseConfigError, NoiseNotAppliedError
+    from neftune_plugins.model import REPORT_VARIABLE, Handle, install, refuse_context_parallel
+    from neftune_plugins.noise import Batch, Layout, LayoutReader, NoiseType
+    from neftune_plugins.plugins import (
+        CheckedModel,
+        DemoOptions,
+        Framework,
+        InstalledNoise,
+        TrainingCommand,
+        hookimpl,
+        resolve,
+    )
 
-    def __getattr__(name: str) -> Any:
-        for module, names in _ON_TORCH.items():
-            if name in names:
-                return getattr(importlib.import_module(f"{__name__}.{module}"), name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+_HOMES = {
+    "autoload": ("after_import", "enabled", "unpatched"),
+    "config": ("NoiseConfig", "is_like_ours", "key", "keys_in"),
+    "errors": ("NEFTuneError", "NoiseConfigError", "NoiseNotAppliedError"),
+    "model": ("REPORT_VARIABLE", "Handle", "install", "refuse_context_parallel"),
+    "noise": ("Batch", "Layout", "LayoutReader", "NoiseType"),
+    "plugins": (
+        "CheckedModel",
+        "DemoOptions",
+        "Framework",
+        "InstalledNoise",
+        "TrainingCommand",
+        "hookimpl",
+        "resolve",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = [
+    "REPORT_VARIABLE",
     "Batch",
     "CheckedModel",
     "DemoOptions",
     "Framework",
     "Handle",
+    "InstalledNoise",
     "Layout",
     "LayoutReader",
     "NEFTuneError",
@@ -45,8 +64,14 @@ __all__ = [
     "NoiseNotAppliedError",
     "NoiseType",
     "TrainingCommand",
+    "after_import",
     "enabled",
     "hookimpl",
     "install",
+    "is_like_ours",
+    "key",
+    "keys_in",
     "refuse_context_parallel",
+    "resolve",
+    "unpatched",
 ]

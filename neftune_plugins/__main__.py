@@ -1,5 +1,5 @@
 """`python -m neftune_plugins` is the `neftune` command."""
 
-from neftune_plugins.cli import main
+from neftune_plugins.commands.cli import main
 
 main()

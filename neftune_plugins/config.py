@@ -84,16 +84,12 @@ class NoiseConfig:
             raise _error("alpha", self.alpha, "must be a number, without quotes in YAML, such as 5")
         if not 0 < self.alpha <= _LARGEST_ALPHA:
             raise _error("alpha", self.alpha, "must be finite and above 0, such as 5; for no noise leave the key out")
-        from neftune_plugins.manager import noise_types  # loads the plugins: only once a run wants noise
-
-        for name, choices in (
-            ("type", tuple(noise_types())),
-            ("length", get_args(Length)),
-            ("schedule", get_args(Schedule)),
-        ):
-            value = getattr(self, name)
-            if value not in choices:
-                raise _error(name, value, f"must be one of: {', '.join(choices)}{_guess(value, choices)}")
+        # That the type exists is checked by `plugins.check_type`: it depends on which plugins are installed.
+        if not isinstance(self.type, str) or not self.type:
+            raise _error("type", self.type, "must be the name of a noise type, such as uniform")
+        for name, choices in (("length", get_args(Length)), ("schedule", get_args(Schedule))):
+            if getattr(self, name) not in choices:
+                raise unknown_choice(name, getattr(self, name), choices)
         if self.seed is not None and (
             isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**64
         ):
@@ -128,26 +124,6 @@ class NoiseConfig:
         return cls(**given)
 
 
-def resolve(keys: Mapping[str, Any], given: Mapping[str, Any]) -> NoiseConfig | None:
-    """The configuration from a framework's keys and from what was `given` to a callback, by the names of the fields.
-
-    Raises NoiseConfigError as `NoiseConfig.from_keys` does, and where both say something different; TypeError for a
-    name that no field has.
-    """
-    fields = {field.name: key(field) for field in dataclasses.fields(NoiseConfig)}
-    for name, value in given.items():
-        if name not in fields:
-            raise TypeError(f"NEFTuneCallback has no argument {name!r}; it has {', '.join(fields)}")
-        found = keys.get(fields[name])
-        if found is not None and value is not None and found != value:
-            raise NoiseConfigError(
-                f"{fields[name]}: {found!r} in the configuration, but {value!r} in NEFTuneCallback; give it in one "
-                "place"
-            )
-    explicit = {fields[name]: value for name, value in given.items() if value is not None}
-    return NoiseConfig.from_keys({**keys, **explicit})
-
-
 def key(field: "dataclasses.Field[Any]") -> str:
     """The configuration key of a field of `NoiseConfig`."""
     return str(field.metadata["key"])
@@ -173,6 +149,11 @@ def is_like_ours(name: object) -> bool:
 def _error(name: str, value: object, problem: str) -> NoiseConfigError:
     field = NoiseConfig.__dataclass_fields__[name]
     return NoiseConfigError(f"{key(field)}: {reprlib.repr(value)} {problem}")
+
+
+def unknown_choice(name: str, value: object, choices: tuple[str, ...]) -> NoiseConfigError:
+    """The error for a value of the field `name` that is none of its choices."""
+    return _error(name, value, f"must be one of: {', '.join(choices)}{_guess(value, choices)}")
 
 
 def _guess(value: object, choices: Mapping[str, Any] | tuple[str, ...]) -> str:

@@ -10,8 +10,7 @@ from neftune_transformers import NEFTuneCallback
 from pydantic import BaseModel, Field, create_model, model_validator
 from transformers import TrainerCallback
 
-from neftune_plugins import NoiseConfig, enabled, refuse_context_parallel
-from neftune_plugins.config import key
+from neftune_plugins import NoiseConfig, enabled, key, refuse_context_parallel, resolve
 
 # Axolotl's name of the key before it was neftune_noise_alpha; it moves the value to the new one.
 _OLDER_NAME = "noisy_embedding_alpha"
@@ -23,7 +22,7 @@ class _Checked(BaseModel):
     def check_neftune_keys(cls, data: Any) -> Any:
         """Check the keys as written: afterwards "5" would be 5.0, and a misspelt key would be gone."""
         older = {"neftune_noise_alpha": data[_OLDER_NAME]} if data.get(_OLDER_NAME) is not None else {}
-        if NoiseConfig.from_keys(older | dict(data)) is not None:
+        if resolve(older | dict(data)) is not None:
             block = data.get("context_parallel")  # of Axolotl 0.21
             refuse_context_parallel(
                 {
@@ -66,4 +65,4 @@ class NEFTunePlugin(BasePlugin):  # type: ignore[misc]
 
 
 def _config(cfg: Any) -> NoiseConfig | None:
-    return NoiseConfig.from_keys(cfg) if enabled() else None
+    return resolve(cfg) if enabled() else None

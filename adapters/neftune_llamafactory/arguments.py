@@ -3,9 +3,7 @@
 import dataclasses
 from typing import Any
 
-from neftune_autoload import unpatched
-from neftune_plugins import NoiseConfig, NoiseNotAppliedError, enabled, refuse_context_parallel
-from neftune_plugins.config import key
+from neftune_plugins import NoiseConfig, NoiseNotAppliedError, enabled, key, refuse_context_parallel, resolve, unpatched
 
 
 def add_keys(module: Any) -> None:
@@ -14,7 +12,7 @@ def add_keys(module: Any) -> None:
     original = module.TrainingArguments
 
     def check_and_post_init(self: Any) -> None:
-        noisy = enabled() and NoiseConfig.from_keys(vars(self)) is not None
+        noisy = enabled() and resolve(vars(self)) is not None
         if noisy:
             import transformers.trainer  # noqa: F401  (it is needed soon, and its patch may fail)
 

@@ -8,9 +8,7 @@ from unittest.mock import patch
 from llamafactory.hparams import get_train_args, training_args
 from omegaconf import OmegaConf
 
-from neftune_autoload import unpatched
-from neftune_plugins import CheckedModel, NoiseConfig, NoiseNotAppliedError, enabled
-from neftune_plugins.config import key, keys_in
+from neftune_plugins import CheckedModel, NoiseConfig, NoiseNotAppliedError, enabled, key, keys_in, resolve, unpatched
 
 # Whether this machine could run it is not the question: bf16 needs a GPU, and DeepSpeed its launcher.
 _ANYWHERE = ["use_cpu=true", "deepspeed=null"]
@@ -31,7 +29,7 @@ def check(file: Path) -> Sequence[CheckedModel]:
     """As `llamafactory-cli` reads a file, of the classic path or of V1."""
     config = OmegaConf.to_container(OmegaConf.load(file))
     if enabled():
-        NoiseConfig.from_keys(config)  # LLaMA-Factory knows no remedy for a misspelt key
+        resolve(config)  # LLaMA-Factory knows no remedy for a misspelt key
     v1 = "model_name_or_path" not in config
     with patch("sys.argv", ["llamafactory-cli", str(file), *([] if v1 else _ANYWHERE)]):
         if v1:

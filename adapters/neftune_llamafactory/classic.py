@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from neftune_autoload import after_import
 from neftune_llamafactory.arguments import add_keys
+from neftune_plugins import after_import
 
 
 def patch(module: Any) -> None:

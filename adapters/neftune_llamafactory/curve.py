@@ -4,7 +4,7 @@ from typing import Any
 
 from neftune_transformers.curve import record_logs
 
-from neftune_sweep import curve
+from neftune_plugins import curve
 
 
 def patch(module: Any) -> None:

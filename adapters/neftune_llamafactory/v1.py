@@ -12,8 +12,7 @@ from llamafactory.v1.utils.callbacks import TrainerCallback, TrainerState
 from llamafactory.v1.utils.helper import compute_valid_tokens
 
 from neftune_llamafactory.arguments import check_distribution
-from neftune_plugins import Handle, enabled, install
-from neftune_plugins.config import resolve
+from neftune_plugins import Handle, enabled, install, resolve
 
 _log = logging.get_logger("llamafactory.neftune")
 

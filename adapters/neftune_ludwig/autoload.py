@@ -1,6 +1,6 @@
 """What `import torch` runs; imports nothing of Ludwig."""
 
-from neftune_autoload import after_import
+from neftune_plugins import after_import
 
 
 def register() -> None:

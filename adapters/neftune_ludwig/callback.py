@@ -13,9 +13,7 @@ from torch import Tensor
 
 from neftune_ludwig.layout import of_encoder, of_model
 from neftune_ludwig.schema import keys
-from neftune_plugins import Handle, NoiseNotAppliedError, enabled, install
-from neftune_plugins.config import resolve
-from neftune_sweep import curve
+from neftune_plugins import Handle, NoiseNotAppliedError, curve, enabled, install, resolve
 
 _log = logging.getLogger("ludwig.neftune")  # Ludwig shows what its own loggers are told
 _STEP = "neftune_step"

@@ -4,7 +4,7 @@ import functools
 import inspect
 from typing import Any
 
-from neftune_sweep import curve
+from neftune_plugins import curve
 
 
 def patch(module: Any) -> None:

@@ -7,9 +7,16 @@ from typing import Any, get_args
 
 from pydantic import Field
 
-from neftune_autoload import unpatched
-from neftune_plugins import NoiseConfig, NoiseConfigError, NoiseNotAppliedError, enabled
-from neftune_plugins.config import is_like_ours, key
+from neftune_plugins import (
+    NoiseConfig,
+    NoiseConfigError,
+    NoiseNotAppliedError,
+    enabled,
+    is_like_ours,
+    key,
+    resolve,
+    unpatched,
+)
 
 KEYS = {field.name: key(field) for field in dataclasses.fields(NoiseConfig)}
 _PLACE = "model_parameters"
@@ -85,7 +92,7 @@ def check(config: Mapping[str, Any]) -> None:
     try:
         for place, mapping in _mappings(searched, ""):
             if id(mapping) in right:
-                if NoiseConfig.from_keys(mapping) is not None:
+                if resolve(mapping) is not None:
                     stop_if_unpatched()
                 continue
             for name in filter(is_like_ours, mapping):

@@ -12,8 +12,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils.logging import get_logger
 
-from neftune_plugins import Handle, NoiseConfig, enabled, install, refuse_context_parallel
-from neftune_plugins.config import resolve
+from neftune_plugins import Handle, NoiseConfig, enabled, install, refuse_context_parallel, resolve
 
 if TYPE_CHECKING:
     from transformers import Trainer

@@ -3,7 +3,7 @@
 import functools
 from typing import Any
 
-from neftune_sweep import curve
+from neftune_plugins import curve
 
 
 def patch(module: Any) -> None:

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from neftune_plugins import DemoOptions, NEFTuneError, NoiseConfig
-from neftune_plugins.report import VARIABLE
+from neftune_plugins import REPORT_VARIABLE, DemoOptions, NEFTuneError, NoiseConfig
 
 HELD_OUT = 16  # rows kept for the loss before and after
 QUESTION = "Explain in two sentences why leaves change colour in autumn."
@@ -59,7 +58,7 @@ def run(options: DemoOptions, prepare: Prepare) -> None:
     record = folder / "noise.jsonl"
     record.unlink(missing_ok=True)
     begin = time.monotonic()
-    environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **os.environ, VARIABLE: str(record)}
+    environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **os.environ, REPORT_VARIABLE: str(record)}
     process = subprocess.run(training.command, cwd=folder, env=environment, check=False)
     if process.returncode:
         raise NEFTuneError(f"the training failed with exit status {process.returncode}; its output is above")
@@ -73,7 +72,7 @@ def run(options: DemoOptions, prepare: Prepare) -> None:
 
 
 def report(record: Path, alpha: float, seconds: float, before: float, after: float, answer: str) -> str:
-    """The text of the report, from the record of `neftune_plugins.report`."""
+    """The text of the report, from the record of `neftune_plugins.model.report`."""
     examples = [json.loads(line) for line in record.read_text().splitlines()]
     theory = [alpha / 3**0.5 / (example["length"] * example["dim"]) ** 0.5 for example in examples]
     ratios = [example["rms"] / expected for example, expected in zip(examples, theory, strict=True)]
@@ -120,7 +119,11 @@ def _model(options: DemoOptions) -> Path:
 
 
 def _rows() -> list[dict[str, str]]:
-    text = importlib.resources.files("neftune_plugins").joinpath("data/instructions.jsonl").read_text(encoding="utf-8")
+    text = (
+        importlib.resources.files("neftune_plugins")
+        .joinpath("commands/data/instructions.jsonl")
+        .read_text(encoding="utf-8")
+    )
     return [json.loads(line) for line in text.splitlines()]
 
 

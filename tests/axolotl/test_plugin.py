@@ -20,7 +20,7 @@ from tests.support.recorder import Run
 
 ROOT = Path(__file__).parents[2]
 KEYS = {"neftune_noise_alpha": 5}
-OURS = ["neftune_plugins.injection._EmbeddingHook"]
+OURS = ["neftune_plugins.model.install._EmbeddingHook"]
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from tests.support.recorder import generated, neftune_hooks, trained
 
 ALPHA = 5.0
 PACKAGES = [
-    "neftune_autoload",
+    "neftune_plugins.autoload",
     "neftune_plugins",
     "neftune_axolotl",
     "neftune_llamafactory",

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
-import neftune_autoload
-from neftune_autoload import after_import, unpatched
+import neftune_plugins.autoload
+from neftune_plugins.autoload import after_import, unpatched
 
 PATCH = "patches_for_a_test.first:patch"
 
@@ -32,11 +32,11 @@ def place(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(
-        sys, "meta_path", [finder for finder in sys.meta_path if finder is not neftune_autoload._finder]
+        sys, "meta_path", [finder for finder in sys.meta_path if finder is not neftune_plugins.autoload._finder]
     )
-    monkeypatch.setattr(neftune_autoload, "_finder", neftune_autoload._Finder())
-    monkeypatch.setattr(neftune_autoload, "_failures", {})
-    monkeypatch.delenv(neftune_autoload.VARIABLE, raising=False)
+    monkeypatch.setattr(neftune_plugins.autoload, "_finder", neftune_plugins.autoload._Finder())
+    monkeypatch.setattr(neftune_plugins.autoload, "_failures", {})
+    monkeypatch.delenv(neftune_plugins.autoload.VARIABLE, raising=False)
     before = set(sys.modules)
     yield tmp_path
     for name in set(sys.modules) - before:
@@ -163,7 +163,7 @@ def test_a_module_whose_import_has_begun_is_left_alone_with_an_error(place, capl
     write(
         place,
         "framework",
-        f"from neftune_autoload import after_import\nafter_import({{'framework': '{PATCH}'}})\nvalue = 'own'",
+        f"from neftune_plugins.autoload import after_import\nafter_import({{'framework': '{PATCH}'}})\nvalue = 'own'",
     )
     assert importlib.import_module("framework").value == "own"
     assert "its import had begun before that of torch; import torch first" in caplog.text
@@ -213,7 +213,7 @@ def test_import_torch_survives_whatever_the_framework_is(tmp_path):
             sys.executable,
             "-c",
             "import torch, sys;"
-            "print(*(n for f in sys.meta_path if type(f).__module__ == 'neftune_autoload' for n in f.patches))",
+            "print(*(n for f in sys.meta_path if type(f).__module__ == 'neftune_plugins.autoload' for n in f.patches))",
         ],
         capture_output=True,
         text=True,

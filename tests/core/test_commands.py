@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from neftune_plugins import NoiseConfig
-from neftune_plugins.check import Checked, report
+from neftune_plugins.commands.check import Checked, report
 from neftune_plugins.config import key
 from tests.support.commands import neftune, on_a_terminal
 from tests.support.documentation import ROOT, shown

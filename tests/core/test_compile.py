@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from neftune_plugins import NoiseConfig, install
-from neftune_plugins.manager import noise_types
+from neftune_plugins.plugins.manager import noise_types
 from tests.support.models import ToyModel, examples, padded
 
 

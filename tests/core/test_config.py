@@ -4,20 +4,20 @@ import re
 
 import pytest
 
-from neftune_plugins import NoiseConfig, NoiseConfigError
-from neftune_plugins.config import resolve
+from neftune_plugins import NoiseConfig, NoiseConfigError, install, resolve
 from tests.support.bad_values import BAD_KEYS, BAD_VALUES
+from tests.support.models import ToyModel
 
 
 @pytest.mark.parametrize(("keys", "message"), [*BAD_VALUES, *BAD_KEYS], ids=lambda x: str(x)[:60])
 def test_bad_values_name_key_value_and_remedy(keys, message):
     with pytest.raises(NoiseConfigError, match=re.escape(message)):
-        NoiseConfig.from_keys({"learning_rate": 1.0, **keys})
+        resolve({"learning_rate": 1.0, **keys})
 
 
 def test_a_misspelt_type_is_told_its_neighbour():
     with pytest.raises(NoiseConfigError, match=r"did you mean gaussian\?"):
-        NoiseConfig(alpha=5, type="gausian")
+        install(ToyModel(), NoiseConfig(alpha=5, type="gausian"))
 
 
 def test_keys_that_are_not_ours_are_left_alone():

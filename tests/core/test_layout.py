@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from neftune_plugins import NoiseNotAppliedError
-from neftune_plugins.layout import read_layout
+from neftune_plugins.noise.layout import read_layout
 from tests.support.models import PAD, examples, padded
 
 LENGTHS = [5, 1, 9, 3]

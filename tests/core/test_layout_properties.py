@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from neftune_plugins import NoiseConfig, NoiseConfigError, install
-from neftune_plugins.layout import Layout, read_layout
-from neftune_plugins.manager import noise_types
-from neftune_plugins.noise import noise, stream_key, token_keys, token_scales
+from neftune_plugins.noise.draw import noise, stream_key, token_keys, token_scales
+from neftune_plugins.noise.layout import Layout, read_layout
+from neftune_plugins.plugins.manager import noise_types
 from tests.support import specification
 from tests.support.models import PAD, ToyModel, padded
 

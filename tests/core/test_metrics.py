@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from neftune_plugins import Handle, NoiseConfig, hookimpl, install
-from neftune_plugins.manager import plugin_manager
+from neftune_plugins.plugins.manager import plugin_manager
 from tests.support.documentation import shown
 from tests.support.models import ToyModel, examples, padded
 

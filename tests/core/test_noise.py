@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from neftune_plugins.layout import Layout, read_layout
-from neftune_plugins.manager import noise_types
-from neftune_plugins.noise import add_noise_, noise, stream_key, token_keys, token_scales
-from neftune_plugins.reference import noisy_embeddings
+from neftune_plugins.noise.draw import add_noise_, noise, stream_key, token_keys, token_scales
+from neftune_plugins.noise.layout import Layout, read_layout
+from neftune_plugins.noise.reference import noisy_embeddings
+from neftune_plugins.plugins.manager import noise_types
 from tests.support import specification
 from tests.support.models import examples, padded
 
@@ -87,7 +87,7 @@ def test_adding_in_place_rounds_once_and_does_not_depend_on_the_chunks(dtype, mo
     uniform = noise_types()["uniform"]
     want = (x.float() + noise(keys, scales, 24, uniform)).to(dtype)
     assert torch.equal(add_noise_(x.clone(), keys, scales, uniform), want)
-    monkeypatch.setattr("neftune_plugins.noise._CHUNK_PER_THREAD", 1)
+    monkeypatch.setattr("neftune_plugins.noise.draw._CHUNK_PER_THREAD", 1)
     assert torch.equal(add_noise_(x.clone(), keys, scales, uniform), want)
 
 

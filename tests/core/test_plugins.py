@@ -9,10 +9,18 @@ import pytest
 import torch
 from torch import nn
 
-import neftune_plugins.manager as manager_module
-from neftune_plugins import Batch, Layout, NoiseConfig, NoiseNotAppliedError, NoiseType, hookimpl, install
-from neftune_plugins.manager import frameworks, noise_types, plugin_manager
-from neftune_plugins.report import Report
+import neftune_plugins.plugins.manager as manager_module
+from neftune_plugins import (
+    REPORT_VARIABLE,
+    Batch,
+    Layout,
+    NoiseConfig,
+    NoiseNotAppliedError,
+    NoiseType,
+    hookimpl,
+    install,
+)
+from neftune_plugins.plugins.manager import frameworks, noise_types, plugin_manager
 from tests.support.models import ToyModel, examples, padded
 
 
@@ -164,8 +172,8 @@ def test_a_plugin_that_cannot_be_loaded_does_not_go_unnoticed(monkeypatch):
         manager_module.plugin_manager.__wrapped__()
 
 
-def test_the_report_measures_each_example(tmp_path, register):
-    register(Report(tmp_path / "noise.jsonl"))
+def test_the_report_measures_each_example(tmp_path, monkeypatch):
+    monkeypatch.setenv(REPORT_VARIABLE, str(tmp_path / "noise.jsonl"))
     ids = torch.tensor([[token for row in examples([10, 30]) for token in row]])
     positions = torch.tensor([[*range(10), *range(30)]])
     padded_ids, mask = padded(examples([20, 4]))

@@ -11,10 +11,10 @@ import torch
 import yaml
 
 from neftune_plugins import NoiseConfig, NoiseConfigError, install
-from neftune_plugins.findings import Finding, report
-from neftune_plugins.layout import read_layout
-from neftune_plugins.manager import frameworks, noise_types, plugin_manager
-from neftune_plugins.noise import noise, stream_key, token_keys, token_scales
+from neftune_plugins.commands.diagnosis import Finding, report
+from neftune_plugins.noise.draw import noise, stream_key, token_keys, token_scales
+from neftune_plugins.noise.layout import read_layout
+from neftune_plugins.plugins.manager import frameworks, noise_types, plugin_manager
 from tests.support import specification
 from tests.support.documentation import ROOT, shown, shown_everywhere, unchecked
 from tests.support.models import ToyModel, examples, padded

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from neftune_plugins import NoiseConfig, NoiseConfigError
 from neftune_plugins.config import key
-from neftune_plugins.layout import read_layout
+from neftune_plugins.noise.layout import read_layout
 from tests.llamafactory.configs import LORA, V1_MODES, base_config, command
 from tests.llamafactory.driver import make_driver
 from tests.llamafactory.recorders import KeepingRecorder, record_v1
@@ -49,7 +49,7 @@ from tests.support.warm import cold
 ROOT = Path(__file__).parents[2]
 KEYS = {"neftune_noise_alpha": 5}
 AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
-OURS = ["neftune_plugins.injection._EmbeddingHook"]
+OURS = ["neftune_plugins.model.install._EmbeddingHook"]
 TAKEN_OVER = "neftune_noise_alpha: 5 is taken over by neftune-plugins, the native hook is off"
 needs_v1 = pytest.mark.skipif(not HAS_V1, reason="V1 of this release has no trainer")
 both_paths = pytest.mark.parametrize("mode", ["sft", pytest.param("v1", marks=needs_v1)])
@@ -398,7 +398,7 @@ def test_export_and_chat_are_untouched(driver, run, tmp_path, capsys):
 
 # --- Switched off, and our callbacks ---------------------------------------------------------------------------------
 
-PACKAGES = ["neftune_autoload", "neftune_plugins", "neftune_llamafactory", "neftune_transformers"]
+PACKAGES = ["neftune_plugins.autoload", "neftune_plugins", "neftune_llamafactory", "neftune_transformers"]
 
 # In one process, for the time that the imports take.
 ELSEWHERE = (
@@ -575,7 +575,7 @@ ORDERS = {
         assert "transformers.trainer" not in sys.modules
         from neftune_llamafactory import NEFTuneCallback
         TrainingArguments(output_dir="out", neftune_noise_alpha=5, use_cpu=True)
-        from neftune_autoload import unpatched
+        from neftune_plugins.autoload import unpatched
         import transformers.trainer
         assert unpatched("neftune_llamafactory") == ""
         assert sum(issubclass(one, NEFTuneCallback) for one in transformers.trainer.DEFAULT_CALLBACKS) == 1

@@ -3,7 +3,7 @@
 from importlib.metadata import version
 from unittest.mock import Mock
 
-from neftune_plugins.check import Checked, report
+from neftune_plugins.commands.check import Checked, report
 from tests.support.commands import (
     assert_examples_are_right,
     assert_healthy,

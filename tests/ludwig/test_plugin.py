@@ -37,7 +37,7 @@ from tests.support.warm import Execute, cold
 ROOT = Path(__file__).parents[2]
 ALPHA = 5
 KEYS = {"neftune_noise_alpha": ALPHA}
-OURS = ["neftune_plugins.injection._EmbeddingHook"]
+OURS = ["neftune_plugins.model.install._EmbeddingHook"]
 NATIVE = ["ludwig.modules.training_hooks.NEFTuneHook.hook_fn"]
 WITHOUT_US = {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
 NOT_SAVED = {"skip_save_model": True, "skip_save_progress": True, "skip_save_log": True}
@@ -97,7 +97,7 @@ from tests.ludwig.configs import base_config, with_keys
 from tests.ludwig.runs import run_ludwig
 model, dataset, folder = map(Path, sys.argv[1:])
 run_ludwig(with_keys(base_config(model, "full"), {"neftune_noise_alpha": 5}), folder / "stock", dataset)
-assert "neftune_autoload" not in sys.modules
+assert "neftune_plugins.autoload" not in sys.modules
 from neftune_ludwig import NEFTuneCallback
 from tests.ludwig.recorder import Recorder
 for name, mode, keys in (
@@ -559,7 +559,7 @@ ORDERS = {
     "callback first": """
         from neftune_ludwig import NEFTuneCallback
         import ludwig.api
-        from neftune_autoload import unpatched
+        from neftune_plugins.autoload import unpatched
         from ludwig.models.llm import LLM
         from ludwig.trainers.trainer import Trainer
         assert unpatched("neftune_ludwig") == ""
@@ -879,7 +879,7 @@ def test_the_demo_trains_and_reports(outside):
     ],
 )
 def test_the_demo_says_what_is_wrong(arguments, message, tmp_path, capsys, monkeypatch):
-    from neftune_plugins.cli import main
+    from neftune_plugins.commands.cli import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["neftune", "demo", *LUDWIG, *arguments])

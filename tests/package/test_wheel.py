@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 UV = str(Path(sys.executable).with_name("uv"))
 ADAPTERS = ["neftune_axolotl", "neftune_llamafactory", "neftune_ludwig", "neftune_transformers"]
-PACKAGES = ["neftune_autoload", "neftune_plugins", "neftune_sweep", *ADAPTERS]
+PACKAGES = ["neftune_plugins.autoload", "neftune_plugins", "neftune_plugins.sweep", *ADAPTERS]
 
 
 def run(*command: str, cwd: Path) -> str:
@@ -54,7 +54,7 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_it_holds_all_packages_their_data_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     tracked = run(
-        "git", "ls-files", "neftune_autoload", "neftune_plugins", "neftune_sweep", "adapters", cwd=ROOT
+        "git", "ls-files", "neftune_plugins.autoload", "neftune_plugins", "neftune_plugins.sweep", "adapters", cwd=ROOT
     ).splitlines()
     files = {name for name in names if not name.split("/")[0].endswith(".dist-info")}
     assert files == {name.removeprefix("adapters/") for name in tracked}
@@ -82,7 +82,7 @@ def test_the_package_index_takes_both(dist):
 def test_the_base_install_is_light_and_imports_no_framework(python, wheel):
     script = (
         "import sys, neftune_plugins, neftune_axolotl, neftune_llamafactory, neftune_ludwig, neftune_transformers;"
-        "from neftune_plugins.manager import frameworks, noise_types;"
+        "from neftune_plugins.plugins.manager import frameworks, noise_types;"
         "assert sorted(frameworks()) == ['axolotl', 'llamafactory', 'ludwig', 'transformers'];"
         "assert len(noise_types()) == 3;"
         "assert not {'transformers', 'axolotl', 'ludwig', 'llamafactory', 'trl', 'pydantic'} & set(sys.modules);"
@@ -119,7 +119,7 @@ def test_the_doctor_says_what_to_install(python, wheel):
 def test_importing_torch_imports_no_more_of_it_than_the_autoload(python, wheel):
     script = "import sys, torch; print(sorted(name for name in sys.modules if name.startswith('neftune')))"
     assert ast.literal_eval(run(python, "-c", script, cwd=wheel.parent)) == [
-        "neftune_autoload",
+        "neftune_plugins.autoload",
         "neftune_llamafactory",
         "neftune_llamafactory.autoload",
         "neftune_ludwig",

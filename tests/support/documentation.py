@@ -12,10 +12,10 @@ from pathlib import Path
 import yaml
 
 from benchmarks import alpha, lengths, noise, quality
-from neftune_plugins import CheckedModel, NoiseConfig, NoiseConfigError
-from neftune_plugins.check import Checked, described, lines_of, report
+from neftune_plugins import CheckedModel, NoiseConfig, NoiseConfigError, resolve
+from neftune_plugins.commands.check import Checked, described, lines_of, report
 from neftune_plugins.config import key
-from neftune_plugins.manager import plugin_manager
+from neftune_plugins.plugins.manager import plugin_manager
 from tests.support.bad_values import BAD_KEYS, BAD_VALUES
 
 ROOT = Path(__file__).parents[2]
@@ -92,7 +92,7 @@ def errors_table() -> str:
         if len(str(keys)) > 200:
             continue
         try:
-            NoiseConfig.from_keys(keys)
+            resolve(keys)
         except NoiseConfigError as error:
             shown = ", ".join(f"`{name}: {_yaml(value)}`" for name, value in keys.items())
             lines.append(f"| {shown} | {error} |")

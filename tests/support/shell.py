@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch.distributed.run import get_args_parser
 
-from neftune_plugins import cli
+from neftune_plugins.commands import cli
 from tests.support.documentation import ROOT, shown_everywhere
 
 Arguments = list[str]
@@ -95,7 +95,7 @@ def _python(arguments: Arguments) -> None:
 def _neftune(arguments: Arguments) -> None:
     # What stands behind -- is the training's.
     arguments = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    cli._parser().parse_args(arguments)
+    cli._parsed(arguments)
     assert_files_exist(arguments)
 
 

@@ -7,10 +7,10 @@ import pytest
 from neftune_transformers.tiny import make_tiny_model
 
 from benchmarks import alpha
-from neftune_plugins.cli import main
-from neftune_sweep.report import _summary
-from neftune_sweep.results import Results
-from neftune_sweep.study import Study, Trial
+from neftune_plugins.commands.cli import main
+from neftune_plugins.sweep.page import _summary
+from neftune_plugins.sweep.results import Results
+from neftune_plugins.sweep.study import Study, Trial
 from tests.support.documentation import ROOT, shown
 from tests.support.shell import commands
 from tests.support.texts import answer, question

@@ -15,7 +15,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neftune_plugins import NEFTuneError
-from neftune_sweep import measure, rows, text
+from neftune_plugins.sweep import measure, rows, text
 from tests.support.documentation import ROOT, snippets
 
 QUESTIONS = {
@@ -159,7 +159,7 @@ def test_the_documented_command_writes_the_documented_values(folder, data, tmp_p
     for name in ("held_out", "train"):
         shutil.copy(data, f"{name}.jsonl")
     words = shlex.split(command)
-    assert words[:3] == ["python", "-m", "neftune_sweep.measure"]
+    assert words[:3] == ["python", "-m", "neftune_plugins.sweep.measure"]
     measure.main([*words[3:], "--max-new-tokens", "24", "--chunk", "4", "--limit", "4"])
     found = json.loads(Path("measured.json").read_text())
     assert len(found.pop("answers")) == 8

@@ -9,11 +9,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from neftune_sweep import findings
-from neftune_sweep.chart import BOTTOM, HEIGHT, TOP, Chart, Line, colour, steps
-from neftune_sweep.report import _Looks, write
-from neftune_sweep.results import Results, label
-from neftune_sweep.study import Point, Study, Trial
+from neftune_plugins.sweep import conclusions
+from neftune_plugins.sweep.chart import BOTTOM, HEIGHT, TOP, Chart, Line, colour, steps
+from neftune_plugins.sweep.page import _Looks, write
+from neftune_plugins.sweep.results import Results, label
+from neftune_plugins.sweep.study import Point, Study, Trial
 
 HOSTILE = "</title><script>alert(1)</script><img src=https://example.org/x.png onerror='alert(2)'>&\"{{ 7 * 7 }}"
 VOID = {"meta", "br", "img", "link", "input"}
@@ -48,11 +48,11 @@ def study(values, *, metric="held_out_loss", others=None, **options):
 
 
 def sentence(*args, **options):
-    return findings.sentence(Results(study(*args, **options)))
+    return conclusions.sentence(Results(study(*args, **options)))
 
 
 def warned(*args, **options):
-    return findings.warnings(Results(study(*args, **options)))
+    return conclusions.warnings(Results(study(*args, **options)))
 
 
 class Page(HTMLParser):
@@ -229,7 +229,7 @@ def test_pruned_trials_are_warned_of():
         values={"held_out_loss": 9},
     )
     results = Results(Study(config="", framework="", trials=[*complete, pruned]))
-    assert findings.warnings(results)[0] == (
+    assert conclusions.warnings(results)[0] == (
         "1 of 6 trials were stopped early for poor values, and are in no mean, which looks the better for it: alpha 5, "
         "seed 2."
     )
@@ -366,8 +366,8 @@ def test_the_files_for_programs(tmp_path):
     assert [line['a,\n"b"'] for line in lines] == ["1.0", "2.0", "3.0", ""]
     assert lines[3]["state"] == "failed" and lines[3]["error"] == "out of memory"
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["finding"] == findings.sentence(Results(found))
-    assert summary["warnings"] == findings.warnings(Results(found))
+    assert summary["finding"] == conclusions.sentence(Results(found))
+    assert summary["warnings"] == conclusions.warnings(Results(found))
     assert summary["settings"][1]["metrics"]["held_out_loss"] == {
         "mean": 2.2,
         "spread": None,

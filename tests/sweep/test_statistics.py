@@ -6,7 +6,7 @@ import random
 import pytest
 from scipy.stats import ttest_ind, ttest_rel
 
-from neftune_sweep.statistics import difference, length, summary
+from neftune_plugins.sweep.statistics import difference, length, summary
 
 SWEEPS = 2000
 

@@ -18,9 +18,10 @@ from neftune_llamafactory.training import TRAINING as LLAMAFACTORY
 from neftune_ludwig.training import TRAINING as LUDWIG
 from optuna.trial import TrialState
 
-from neftune_plugins.cli import main
-from neftune_sweep import configs, curve, runs
-from neftune_sweep.study import AXES
+from neftune_plugins import curve as recorder
+from neftune_plugins.commands.cli import main
+from neftune_plugins.sweep import configs, curve, runs
+from neftune_plugins.sweep.study import AXES
 from tests.support.commands import on_a_terminal
 from tests.support.documentation import ROOT, snippets
 from tests.sweep.training import BROKEN, STEPS, loss
@@ -114,7 +115,7 @@ def test_a_grid_with_trials_that_fail(sweep, tmp_path):
 
 def test_drawn_points_are_trained_with_every_seed_and_pruned_by_their_clean_losses(sweep, tmp_path, monkeypatch):
     """Those that are given come first; Optuna's pruner by the median wants five that are complete."""
-    monkeypatch.setattr("neftune_sweep.process.LOOK", 0.2)
+    monkeypatch.setattr("neftune_plugins.sweep.process.LOOK", 0.2)
     given = ("--alpha", "6,5.5,5,20..21", "--trials", "1", "--seeds", "2", "--pruner", "MedianPruner")
     monkeypatch.setenv("SECONDS", "1.6")
     status, shown, _ = sweep(*given, "--sampler", "RandomSampler")
@@ -176,7 +177,7 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_what_cannot_be_done_is_said_before_anything_runs(sweep, tmp_path, monkeypatch, name):
-    monkeypatch.setattr("neftune_sweep.attempts.TRIES", 1)
+    monkeypatch.setattr("neftune_plugins.sweep.attempts.TRIES", 1)
     arguments, message, file = WRONG[name]
     (tmp_path / "other.yaml").write_text("a: 1\n")
     status, _, problem = sweep(*arguments, file=TRAINING if file is None else tmp_path / file)
@@ -187,7 +188,7 @@ def test_what_cannot_be_done_is_said_before_anything_runs(sweep, tmp_path, monke
 
 def test_the_extra_is_named_where_it_is_missing(sweep, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    for name in [name for name in sys.modules if name.startswith("neftune_sweep.")]:
+    for name in [name for name in sys.modules if name.startswith("neftune_plugins.sweep.")]:
         monkeypatch.delitem(sys.modules, name)
     _, _, problem = sweep("--alpha", "5")
     assert problem.endswith('install what a sweep needs: pip install "neftune-plugins[sweep]"')
@@ -252,16 +253,16 @@ def test_a_trial_has_the_configuration_with_our_keys_its_folder_and_its_seed_cha
 def test_a_curve_is_read_while_it_is_written(tmp_path, monkeypatch):
     file = tmp_path / "curve.jsonl"
     assert curve.read(file, noisy=True) == []
-    monkeypatch.setenv(curve.VARIABLE, str(file))
+    monkeypatch.setenv(recorder.VARIABLE, str(file))
     for step in (1, 2):
-        curve.record(step, {"loss": 2.0 / step, "neftune/clean_loss": 1.0 / step, "text": "x"})
-    curve.record(2, {"train_runtime": 3})
+        recorder.record(step, {"loss": 2.0 / step, "neftune/clean_loss": 1.0 / step, "text": "x"})
+    recorder.record(2, {"train_runtime": 3})
     with file.open("a") as half:
         half.write('{"step": 3, "lo')
     points = [vars(point) for point in curve.read(file, noisy=True)]
     assert points == [{"step": step, "loss": 2.0 / step, "clean_loss": 1.0 / step} for step in (1, 2)]
     monkeypatch.setenv("RANK", "1")
-    assert not curve.wanted()
+    assert not recorder.wanted()
     many = [SimpleNamespace(step=step) for step in range(1, 1202)]
     thin = curve.thinned(many)
     assert len(thin) <= curve.LONGEST and thin[-1].step == 1201

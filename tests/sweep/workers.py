@@ -13,8 +13,8 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
-import neftune_sweep.command  # noqa: F401  (before the fork: its imports take longer than these sweeps)
-from neftune_plugins.cli import main
+import neftune_plugins.sweep.command  # noqa: F401  (before the fork: its imports take longer than these sweeps)
+from neftune_plugins.commands.cli import main
 
 PATIENCE = 60.0  # seconds
 TRAINING = Path(__file__).with_name("training.py")

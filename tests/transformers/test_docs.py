@@ -36,7 +36,7 @@ def test_the_trl_snippet_of_the_start(driver, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     code = (
         shown("docs/start.md", "python", 0)
-        .replace("neftune_plugins/data", f"{ROOT}/neftune_plugins/data")
+        .replace("neftune_plugins/commands/data", f"{ROOT}/neftune_plugins/commands/data")
         .replace("max_steps=20", 'bf16=False, max_steps=1, max_length=64, report_to="none"')
     )
     library = logging.getLogger("transformers")

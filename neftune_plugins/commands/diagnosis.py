@@ -1,0 +1,105 @@
+"""What the doctor finds, told to people and to programs; and torch, on which everything else stands.
+
+Nothing of this needs torch: it is for the environment where torch does not load.
+"""
+
+import dataclasses
+import importlib.metadata
+import platform
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from neftune_plugins.commands.terminal import coloured, folded, waiting
+
+OURS = "neftune-plugins"
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    about: the framework, or `environment`.
+    what: was looked at.
+    found: there.
+    state: `info` is neither good nor bad.
+    remedy: what to do where the state is `wrong`.
+    """
+
+    about: str
+    what: str
+    found: str
+    state: Literal["ok", "info", "wrong"] = "ok"
+    remedy: str = ""
+
+
+def version(distribution: str) -> str | None:
+    """The installed version, or None."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def ground() -> list[Finding]:
+    """This package, Python, and torch, which is imported."""
+    torch = version("torch")
+    try:
+        with waiting("importing torch"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about numpy, where it is not installed
+            from torch import Tensor  # noqa: F401  (of a torch that is half there, `import torch` may find the folder)
+    except Exception as error:
+        exact = "torch" if torch is None else f'"torch=={torch}"'
+        found, remedy = f"{torch} does not load: {one_line(error)}", f"pip install --force-reinstall {exact}"
+        finding = Finding("environment", "torch", found, "wrong", remedy)
+    else:
+        finding = Finding("environment", "torch", str(torch))
+    return [
+        Finding("environment", OURS, str(version(OURS)), "info"),
+        Finding("environment", "python", platform.python_version(), "info"),
+        finding,
+    ]
+
+
+def one_line(error: BaseException) -> str:
+    """The error on one line, with the package that raised it."""
+    origin = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        package = frame.f_globals.get("__name__", "").split(".")[0]
+        if package not in ("importlib", "neftune_plugins"):
+            origin = f"{package}: "
+    return f"{origin}{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def status(findings: Sequence[Finding]) -> int:
+    """Exit status: 0 where all that is installed works, 1 where something is wrong, 2 where no framework is there."""
+    if any(finding.state == "wrong" for finding in findings):
+        return 1
+    return 0 if {finding.about for finding in findings if finding.state == "ok"} - {"environment"} else 2
+
+
+def report(findings: Sequence[Finding]) -> str:
+    """The findings as text."""
+    signs = {"ok": coloured("ok   ", "green"), "info": "-    ", "wrong": coloured("WRONG", "red")}
+    width = max(len(finding.what) for finding in findings)
+    lines = []
+    for number, finding in enumerate(findings):
+        if number == 0 or findings[number - 1].about != finding.about:
+            lines.append(finding.about)
+        begin = f"  {signs[finding.state]}  {finding.what.ljust(width)}  "
+        lines.append(begin + folded(finding.found, width + 11))
+        if finding.state == "wrong":
+            lines.append(" " * (width + 11) + folded(f"remedy: {finding.remedy}", width + 11))
+    wrong = sum(finding.state == "wrong" for finding in findings)
+    absent = {finding.about: finding.remedy for finding in findings if finding.found == "not installed"}
+    conclusion = {
+        0: coloured("All that is installed works.", "green"),
+        1: coloured(f"{wrong} {'thing is' if wrong == 1 else 'things are'} wrong.", "red"),
+        2: "No training framework is installed. Install one with its adapter: " + " or ".join(absent.values()),
+    }
+    return "\n".join([*lines, "", conclusion[status(findings)]])
+
+
+def as_json(findings: Sequence[Finding]) -> dict[str, Any]:
+    return {"status": status(findings), "findings": [dataclasses.asdict(finding) for finding in findings]}

@@ -1,0 +1,151 @@
+"""`neftune doctor`: what is installed, whether it works, and what to do where it does not."""
+
+import dataclasses
+import importlib
+import importlib.metadata
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from packaging.requirements import Requirement
+
+from neftune_plugins.autoload import VARIABLE, enabled
+from neftune_plugins.commands import installed, worker
+from neftune_plugins.commands.diagnosis import OURS, Finding, one_line, version
+from neftune_plugins.commands.terminal import waiting
+from neftune_plugins.errors import NEFTuneError
+from neftune_plugins.plugins.framework import Framework
+from neftune_plugins.plugins.manager import ENTRY_POINT_GROUP, frameworks, noise_types
+
+_AUDIO = "torchaudio"
+_TORCHS_VARIABLE = "TORCH_DEVICE_BACKEND_AUTOLOAD"
+
+
+def doctor() -> list[Finding]:
+    """Look at everything. Never raises for what is broken: that is a finding."""
+    findings = list(_environment())
+    if any(finding.state == "wrong" and finding.what == "plugin" for finding in findings):
+        return findings  # nothing is registered then, frameworks neither
+    known = list(frameworks().values())
+    present = [framework for framework in known if version(framework.distribution) is not None]
+    untested = {framework.name: installed.untested(framework) for framework in present}
+    with waiting("importing " + ", ".join([*untested, "torchaudio"])), ThreadPoolExecutor() as pool:
+        audio = pool.submit(_torchaudio)
+        probed = dict(zip(untested, pool.map(_probe, untested), strict=True))
+        findings += audio.result()
+    repairs = [_reinstall(framework, untested[framework.name]) for framework in present if untested[framework.name]]
+    for framework in present:
+        for requirement in installed.tested(framework):
+            found = f"{version(requirement.name)}, tested with {requirement.specifier}"
+            wrong = requirement in untested[framework.name]
+            findings.append(Finding(framework.name, requirement.name, found, "wrong" if wrong else "ok"))
+        findings += probed[framework.name]
+    for framework in known:
+        if framework not in present:
+            install = f'pip install "{installed.extra(framework)}"'
+            findings.append(Finding(framework.name, framework.distribution, "not installed", "info", install))
+    return [_with_remedy(finding, repairs) for finding in findings]
+
+
+def _reinstall(framework: Framework, untested: Sequence[Requirement]) -> str:
+    companions = sorted({name for requirement in untested for name in installed.pinned_to(requirement.name)})
+    return " ".join([f'pip install "{installed.extra(framework)}"', *companions])
+
+
+def _with_remedy(finding: Finding, repairs: Sequence[str]) -> Finding:
+    """A release that is not tested is the first suspect for all that does not work; it may break other packages too."""
+    if finding.state != "wrong" or finding.remedy:
+        return finding
+    if repairs:
+        return dataclasses.replace(finding, remedy=" && ".join(repairs))
+    if finding.what == _AUDIO:
+        remedy = f"install the torch that it was built for, or pip uninstall {_AUDIO}"
+    else:
+        remedy = f'pip install --force-reinstall "{installed.extra(frameworks()[finding.about])}"'
+    return dataclasses.replace(finding, remedy=remedy)
+
+
+def _environment() -> Iterator[Finding]:
+    for variable in (VARIABLE, _TORCHS_VARIABLE):
+        if os.environ.get(variable) == "0":
+            yield Finding("environment", "autoload", f"off: {variable}=0", "wrong", f"unset {variable}")
+            break
+    else:
+        yield Finding("environment", "autoload", "on")
+    yield from _plugins()
+
+
+def _plugins() -> Iterator[Finding]:
+    owners = {}
+    problems = []
+    for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+        owner = owners[point] = point.dist.name if point.dist is not None else point.value
+        try:
+            point.load()
+        except Exception as error:
+            problems.append((f"{point.name} of {owner} does not load: {one_line(error)}", owner))
+    if not problems:
+        try:
+            frameworks()
+            yield Finding("environment", "noise types", ", ".join(noise_types()))
+        except Exception as error:  # each loads, but what it provides is wrong, or there twice
+            problems.append((one_line(error), " or ".join(sorted({*owners.values()} - {OURS}))))
+    for found, owner in problems:
+        yield Finding("environment", "plugin", found, "wrong", f"update it, or pip uninstall {owner}")
+
+
+def _torchaudio() -> list[Finding]:
+    """It loads beside one torch only. Ludwig, LLaMA-Factory and transformers import it where it is installed."""
+    if version(_AUDIO) is None:
+        return []
+    try:
+        problem = worker.call("neftune_plugins.commands.doctor:import_problem", _AUDIO)
+    except NEFTuneError as error:
+        problem = str(error)
+    found = f"{version(_AUDIO)}{problem and f' does not load: {problem}'}"
+    return [Finding("environment", _AUDIO, found, "wrong" if problem else "ok")]
+
+
+def _probe(name: str) -> list[Finding]:
+    try:
+        return [Finding(**found) for found in worker.call("neftune_plugins.commands.doctor:probe", name)]
+    except NEFTuneError as error:
+        return [Finding(name, "import", str(error), "wrong")]
+
+
+def import_problem(module: str) -> str:
+    """Why a module cannot be imported; empty if it can."""
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        return one_line(error)
+    return ""
+
+
+def probe(name: str) -> list[dict[str, str]]:
+    """What only a process that imports the framework can tell: findings, as dicts."""
+    try:
+        framework = worker.imported(name)
+    except Exception as error:
+        return [{"about": name, "what": "import", "found": one_line(error), "state": "wrong"}]
+    findings = [{"about": name, "what": "import", "found": ", ".join(framework.modules), "state": "ok"}]
+    try:
+        if not enabled():
+            raise NEFTuneError(f"{VARIABLE}=0: the framework runs as it comes")
+        findings.append({"about": name, "what": "adapter", "found": framework.adapter(), "state": "ok"})
+    except Exception as error:
+        remedy = {} if enabled() else {"remedy": f"unset {VARIABLE}"}
+        findings.append({"about": name, "what": "adapter", "found": one_line(error), "state": "wrong", **remedy})
+    if framework.native:
+        native = next(filter(_exists, framework.native), None)
+        found = f"{native}, left out where the adapter adds its noise" if native else "this release has none"
+        findings.append({"about": name, "what": "native hook", "found": found, "state": "info"})
+    return findings
+
+
+def _exists(place: str) -> bool:
+    module, attribute = place.split(":")
+    try:
+        return hasattr(importlib.import_module(module), attribute)
+    except ImportError:
+        return False

@@ -1,0 +1,8 @@
+"""Noise in a model: reading the model, the forward hooks, `install` and what runs beside it. This ring knows PyTorch
+modules; it must not know any training framework or the command line."""
+
+from neftune_plugins.model.install import Handle, install
+from neftune_plugins.model.report import VARIABLE as REPORT_VARIABLE
+from neftune_plugins.model.sharded import refuse_context_parallel
+
+__all__ = ["REPORT_VARIABLE", "Handle", "install", "refuse_context_parallel"]

@@ -1,0 +1,31 @@
+"""The noise as pure functions of tensors. This ring knows batches and random bits; it must not know models, plugins or
+configuration files."""
+
+from neftune_plugins.noise.draw import (
+    NoiseType,
+    add_noise,
+    add_noise_,
+    channel_codes,
+    expected_energy,
+    stream_key,
+    token_keys,
+    token_scales,
+)
+from neftune_plugins.noise.layout import Batch, Layout, LayoutReader, read_layout
+from neftune_plugins.noise.schedule import alpha_at
+
+__all__ = [
+    "Batch",
+    "Layout",
+    "LayoutReader",
+    "NoiseType",
+    "add_noise",
+    "add_noise_",
+    "alpha_at",
+    "channel_codes",
+    "expected_energy",
+    "read_layout",
+    "stream_key",
+    "token_keys",
+    "token_scales",
+]

@@ -1,0 +1,200 @@
+"""The noise: a pure function of (seed, step, stream, the example's tokens, position in the example, channel).
+
+There is no random number generator and no state, so an example gets the same noise wherever it stands in a batch, and
+a recomputed or resumed step gets it again. `docs/noise.md` is the specification, with test vectors; what stands here
+is its tensor form, in plain integer arithmetic that wraps around (mod 2^64 and mod 2^32).
+
+Shape suffixes: B rows of the batch, L tokens of a row, N tokens in any arrangement, D channels of the embedding.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from neftune_plugins.noise.layout import Layout, total_per_example
+
+
+def _signed(value: int, bits: int) -> int:
+    """`value` mod 2^bits as the signed integer that torch holds the same bits in."""
+    value &= (1 << bits) - 1
+    return value - (1 << bits) if value >> (bits - 1) else value
+
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+_CHANNEL_0 = 0x7FEB352D
+_CHANNEL_1 = 0x21F0AAAD
+_CHANNEL_2 = 0xD35A2D97
+
+# Elements noised at once by one CPU thread: small enough for the scratch to stay in its cache.
+_CHUNK_PER_THREAD = 1 << 16
+# The same for an accelerator, where only the size of the scratch matters.
+_CHUNK_ON_ACCELERATOR = 1 << 24
+
+
+@dataclass(frozen=True)
+class NoiseType:
+    """A distribution of the noise.
+
+    name: what `neftune_noise_type` says.
+    draw: (bits: int32 tensor of any shape, of which the upper 24 are uniformly random) -> float32 tensor of that shape,
+        elementwise. It owns `bits` and may overwrite it. It must be plain tensor code, so that it can be compiled.
+    unit: factor that brings the result of `draw` to unit noise, folded into the per-token scale. A power of two
+        folds without rounding.
+    rms: root mean square of unit noise: the noise of one embedding has norm about `alpha * rms / sqrt(L)`.
+    summary: one line for listings.
+    """
+
+    name: str
+    draw: Callable[[Tensor], Tensor]
+    rms: float
+    unit: float = 1.0
+    summary: str = ""
+
+
+def splitmix64(value: int) -> int:
+    """The output function of SplitMix64 (Steele, Lea and Flood 2014, figure 16), mod 2^64."""
+    value = (value + _GOLDEN) & (2**64 - 1)
+    value = ((value ^ (value >> 30)) * _MIX_1) & (2**64 - 1)
+    value = ((value ^ (value >> 27)) * _MIX_2) & (2**64 - 1)
+    return value ^ (value >> 31)
+
+
+def _splitmix64(x_N: Tensor) -> Tensor:
+    """`splitmix64` of an int64 tensor. torch shifts in the sign, hence the masks."""
+    x_N = x_N + _signed(_GOLDEN, 64)
+    x_N = (x_N ^ ((x_N >> 30) & (2**34 - 1))) * _signed(_MIX_1, 64)
+    x_N = (x_N ^ ((x_N >> 27) & (2**37 - 1))) * _signed(_MIX_2, 64)
+    return x_N ^ ((x_N >> 31) & (2**33 - 1))
+
+
+def stream_key(seed: int, stream: int) -> int:
+    """Key of one run's stream of noise (0: encoder or only stack, 1: decoder), as a signed 64-bit integer."""
+    return _signed(splitmix64(splitmix64(seed & (2**64 - 1)) ^ stream), 64)
+
+
+def token_keys(input_ids_BL: Tensor, layout: Layout, key: int, step: Tensor) -> Tensor:
+    """Key of each token's noise.
+
+    input_ids_BL: integer token ids.
+    key: of `stream_key`.
+    step: 0-d int64 tensor, the optimisation step; a tensor, so that a compiled graph need not know its value.
+    Returns int64 (B, L).
+    """
+    token_BL = _splitmix64(_splitmix64(input_ids_BL.to(torch.int64)) ^ layout.position_BL)
+    # A sum, because it does not depend on the order: no row, offset or neighbour can enter it.
+    example_BL = total_per_example(torch.where(layout.real_BL, token_BL, 0), layout.example_BL)
+    run = _splitmix64(step ^ key)
+    return _splitmix64(_splitmix64(example_BL ^ run) ^ layout.position_BL)
+
+
+def token_scales(layout: Layout, dim: int, alpha: Tensor | float, *, padded_length: bool = False) -> Tensor:
+    """alpha / sqrt(L d) (arXiv 2310.05914, Algorithm 1) for each token, 0 on padding.
+
+    alpha: a 0-d float32 tensor, so that a compiled graph need not know its value, or a number.
+    L is the length of the token's example, or with `padded_length` the width of its row. Returns float32 (B, L).
+    """
+    length_BL = torch.full_like(layout.length_BL, layout.length_BL.shape[-1]) if padded_length else layout.length_BL
+    # rsqrt, not a division: it gives the same bits in eager mode and in a compiled graph.
+    scale_BL = (length_BL.clamp(min=1) * dim).to(torch.float32).rsqrt() * alpha
+    return torch.where(layout.real_BL, scale_BL, 0.0)
+
+
+def channel_codes(channel_D: Tensor) -> Tensor:
+    """What stands for each channel in the draw: int32 (D,) from int32 (D,) numbers of channels.
+
+    Numbers themselves differ too little: two rounds of mixing leave the lower bits of many channels more even than
+    chance (docs/quality.md).
+    """
+    # Exclusive or first: TorchInductor takes a product of an arange for an index, and lets it overflow.
+    code_D = (channel_D ^ _signed(_CHANNEL_1, 32)) * _signed(_CHANNEL_0, 32)
+    return code_D ^ (code_D >> 15)
+
+
+def channel_bits(keys_N: Tensor, code_D: Tensor) -> Tensor:
+    """32 random bits for each channel of each token: int32 (N, D) from int64 (N,) keys and `channel_codes` (D,)."""
+    low_N = keys_N.to(torch.int32).unsqueeze(-1)
+    high_N = (keys_N >> 32).to(torch.int32).unsqueeze(-1)
+    bits_ND = code_D ^ low_N
+    bits_ND *= _signed(_CHANNEL_1, 32)
+    bits_ND ^= bits_ND >> 15
+    bits_ND ^= high_N
+    bits_ND *= _signed(_CHANNEL_2, 32)
+    return bits_ND
+
+
+def noise(keys_N: Tensor, scales_N: Tensor, dim: int, noise_type: NoiseType) -> Tensor:
+    """The noise itself: float32 (N, D) from int64 (N,) keys of `token_keys` and float32 (N,) `token_scales`."""
+    return _noise(keys_N, scales_N * noise_type.unit, _all_codes(dim, keys_N.device), noise_type)
+
+
+def _all_codes(dim: int, device: torch.device) -> Tensor:
+    return channel_codes(torch.arange(dim, dtype=torch.int32, device=device))
+
+
+def _noise(keys_N: Tensor, unit_scales_N: Tensor, code_D: Tensor, noise_type: NoiseType) -> Tensor:
+    return noise_type.draw(channel_bits(keys_N, code_D)).mul_(unit_scales_N.unsqueeze(-1))
+
+
+def add_noise(
+    x_ND: Tensor,
+    keys_N: Tensor,
+    scales_N: Tensor,
+    noise_type: NoiseType,
+    code_D: Tensor | None = None,
+    energy_3: Tensor | None = None,
+) -> Tensor:
+    """x + noise, added in float32 and rounded once to x's dtype; out of place and differentiable (a compiled graph's
+    form: one fused pass).
+
+    code_D: `channel_codes` of x's channels, where x is a slice of an embedding; by default it is all of one.
+    energy_3: float32, to which `energy` of the noise is added.
+    """
+    if code_D is None:
+        code_D = _all_codes(x_ND.shape[-1], x_ND.device)
+    noise_ND = _noise(keys_N, scales_N * noise_type.unit, code_D, noise_type)
+    if energy_3 is not None:
+        energy_3 += energy(noise_ND, x_ND.detach(), scales_N, noise_type)
+    return (x_ND + noise_ND).to(x_ND.dtype)
+
+
+@torch.no_grad()
+def add_noise_(
+    x_ND: Tensor,
+    keys_N: Tensor,
+    scales_N: Tensor,
+    noise_type: NoiseType,
+    code_D: Tensor | None = None,
+    energy_3: Tensor | None = None,
+) -> Tensor:
+    """`add_noise` in place and out of autograd's sight (the gradient is the identity), chunk by chunk, so that the
+    scratch stays small. x_ND must be contiguous. Returns x_ND."""
+    dim = x_ND.shape[-1]
+    if code_D is None:
+        code_D = _all_codes(dim, x_ND.device)
+    unit_scales_N = scales_N * noise_type.unit
+    elements = _CHUNK_PER_THREAD * torch.get_num_threads() if x_ND.device.type == "cpu" else _CHUNK_ON_ACCELERATOR
+    chunk = max(1, elements // dim)
+    for first in range(0, x_ND.shape[0], chunk):
+        rows = slice(first, first + chunk)
+        noise_ND = _noise(keys_N[rows], unit_scales_N[rows], code_D, noise_type)
+        if energy_3 is not None:
+            energy_3 += energy(noise_ND, x_ND[rows], scales_N[rows], noise_type)
+        x_ND[rows] += noise_ND
+    return x_ND
+
+
+def energy(noise_ND: Tensor, x_ND: Tensor, scales_N: Tensor, noise_type: NoiseType) -> Tensor:
+    """Sums of squares: of the noise, of what it is on average, and of the x that have noise. Returns float32 (3,)."""
+    # Token by token, which a compiler does in the loop that makes the noise.
+    noise_N, x_N = (torch.linalg.vector_norm(a_ND, dim=-1, dtype=torch.float32).square() for a_ND in (noise_ND, x_ND))
+    expected = expected_energy(scales_N, x_ND.shape[-1], noise_type)
+    return torch.stack((noise_N.sum(), expected, torch.where(scales_N > 0, x_N, 0.0).sum()))
+
+
+def expected_energy(scales_N: Tensor, dim: int, noise_type: NoiseType) -> Tensor:
+    """The sum of squares that the noise of these tokens has on average. Returns a float32 scalar."""
+    return scales_N.square().sum() * (dim * noise_type.rms**2)

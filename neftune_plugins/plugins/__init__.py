@@ -1,0 +1,23 @@
+"""What plugins provide: the hook specifications, the manager that finds plugins, and what a framework is. This ring
+knows noise and configurations; it must not know how noise gets into a model."""
+
+from neftune_plugins.plugins.framework import CheckedModel, DemoOptions, Framework, TrainingCommand
+from neftune_plugins.plugins.hookspecs import InstalledNoise, hookimpl
+from neftune_plugins.plugins.manager import frameworks, layout_readers, noise_types, plugin_manager, providers
+from neftune_plugins.plugins.resolve import check_type, resolve
+
+__all__ = [
+    "CheckedModel",
+    "DemoOptions",
+    "Framework",
+    "InstalledNoise",
+    "TrainingCommand",
+    "check_type",
+    "frameworks",
+    "hookimpl",
+    "layout_readers",
+    "noise_types",
+    "plugin_manager",
+    "providers",
+    "resolve",
+]

@@ -1,0 +1,120 @@
+"""Plots as shapes with coordinates; `page.html.jinja` writes them as SVG."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+# Of the drawing, in units that are pixels where a plot has its natural size: a telephone's width.
+WIDTH, HEIGHT = 360.0, 240.0
+LEFT, RIGHT, TOP, BOTTOM = 52.0, 8.0, 10.0, 38.0
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Line:
+    """Through points in the units of the axes."""
+
+    points: Sequence[Point]
+    colour: str
+    title: str = ""
+    style: str = ""
+
+
+@dataclass(frozen=True)
+class Dot:
+    """At a point; `spread` is the half length of its error bar, in the units of the y axis."""
+
+    point: Point
+    colour: str
+    title: str
+    style: str = ""
+    spread: float | None = None
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A mark on an axis: its place in the drawing, and what it says."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A plot. Everything in it decides the ranges of its axes."""
+
+    title: str
+    x_label: str
+    description: str
+    lines: Sequence[Line] = ()
+    dots: Sequence[Dot] = ()
+    x_marks: Sequence[float] = ()
+
+    @cached_property
+    def ranges(self) -> tuple[Point, Point]:
+        """Of x and y, with room around."""
+        points = [point for line in self.lines for point in line.points]
+        for dot in self.dots:
+            spread = dot.spread or 0.0
+            points += [(dot.point[0], dot.point[1] - spread), (dot.point[0], dot.point[1] + spread)]
+        xs, ys = zip(*points, strict=True)
+        return _around(xs, 0.06), _around(ys, 0.08)
+
+    def x(self, value: float) -> float:
+        low, high = self.ranges[0]
+        return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+
+    def y(self, value: float) -> float:
+        low, high = self.ranges[1]
+        return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
+
+    def path(self, line: Line) -> str:
+        """The line, for `points` of a polyline."""
+        return " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in line.points)
+
+    @property
+    def x_ticks(self) -> list[Tick]:
+        """At `x_marks`, as many as have room; else at round numbers."""
+        low, high = self.ranges[0]
+        marks: list[float] = []
+        for value in self.x_marks or steps(low, high, 6):
+            if not marks or self.x(value) - self.x(marks[-1]) > 26:
+                marks.append(value)
+        return [Tick(self.x(value), f"{value:g}") for value in marks]
+
+    @property
+    def y_ticks(self) -> list[Tick]:
+        low, high = self.ranges[1]
+        return [Tick(self.y(value), f"{value:.12g}") for value in steps(low, high, 6)]
+
+
+def steps(low: float, high: float, count: int) -> list[float]:
+    """Round numbers from low to high, at most `count` of them: multiples of 1, 2, 2.5 or 5 times a power of ten."""
+    power = 10 ** math.floor(math.log10((high - low) / count))
+    step = next(power * factor for factor in (1, 2, 2.5, 5, 10, 20) if (high - low) / (power * factor) <= count - 1)
+    first = math.ceil(low / step)
+    return [round(number * step, 12) for number in range(first, math.floor(high / step) + 1)]
+
+
+def _around(values: Iterable[float], share: float) -> Point:
+    """The range of the values, wider by a share of it on both sides; never empty."""
+    values = list(values)
+    low, high = min(values), max(values)
+    size = max(abs(low), abs(high))
+    # What differs by rounding alone is one value.
+    room = (high - low if high - low > 1e-9 * size else size) * share or 1.0
+    return low - room, high + room
+
+
+# Of one lightness, so that they stand out from a white page and from a black one, in the order of the rainbow.
+_RAMP = ((47, 111, 222), (142, 78, 198), (214, 64, 159), (229, 72, 77), (226, 107, 20))
+
+
+def colour(place: float) -> str:
+    """A colour for a place from 0 to 1."""
+    scaled = place * (len(_RAMP) - 1)
+    index = min(int(scaled), len(_RAMP) - 2)
+    mixed = (round(a + (b - a) * (scaled - index)) for a, b in zip(_RAMP[index], _RAMP[index + 1], strict=True))
+    return "#" + "".join(f"{part:02x}" for part in mixed)

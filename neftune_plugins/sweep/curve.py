@@ -1,0 +1,38 @@
+"""The curve of a training: what `neftune_plugins.curve` has written so far."""
+
+import json
+from pathlib import Path
+
+from neftune_plugins.sweep.study import Point
+
+LONGEST = 500  # points kept of a run: a database's text may hold no more than 64 KiB
+
+# The names of the loss without noise: that of the framework's evaluation where there is one, and else ours.
+CLEAN = ("eval_loss", "neftune/clean_loss")
+
+
+def read(file: Path, *, noisy: bool) -> list[Point]:
+    """The curve so far; without noise, each loss is a clean one.
+
+    The last line may be half written, and a step may have several.
+    """
+    if not file.exists():
+        return []
+    steps: dict[int, dict[str, float]] = {}
+    for line in file.read_text().split("\n")[:-1]:
+        logs = json.loads(line)
+        steps.setdefault(logs.pop("step"), {}).update(logs)
+    clean = next((name for name in CLEAN if any(name in logs for logs in steps.values())), CLEAN[0])
+    points = []
+    for step, logs in sorted(steps.items()):
+        loss = logs.get("loss")
+        clean_loss = logs.get(clean, None if noisy else loss)
+        if loss is not None or clean_loss is not None:
+            points.append(Point(step=step, loss=loss, clean_loss=clean_loss))
+    return points
+
+
+def thinned(points: list[Point]) -> list[Point]:
+    """At most LONGEST of them, evenly, the last included."""
+    every = -(-len(points) // LONGEST)
+    return points[::-1][:: max(every, 1)][::-1]

@@ -1,0 +1,287 @@
+"""The report of a study: a page that needs no network, and the numbers for programs."""
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from neftune_plugins.sweep import conclusions
+from neftune_plugins.sweep.chart import Chart, Dot, Line, colour
+from neftune_plugins.sweep.results import NO_NOISE, Results, Setting, finite, label, setting_of
+from neftune_plugins.sweep.statistics import Difference, summary
+from neftune_plugins.sweep.study import AXES, Study, Trial
+
+MEASURED = "measured.json"  # beside a trial's log, what `neftune_plugins.sweep.measure` wrote
+SAMPLES = 3  # prompts whose answers are shown
+
+# By what noise has of the `AXES`: of lines, and of means.
+_DASHES = ("", "7 3", "2 3", "9 3 2 3")
+_MARKERS = ("circle", "square", "triangle", "diamond")
+
+_APART = 0.025  # of the largest alpha
+
+# In the table alone: they say how far others are to be trusted.
+_NOT_PLOTTED = ("unfinished", "chunked")
+
+Answer = Mapping[str, Any]
+
+
+def write(study: Study, folder: Path) -> Path:
+    """Write the report into the folder, which is made where it is missing. Returns the page's path.
+
+    report.html: for people; with answers, where `measured.json` lies beside a trial's log.
+    study.json: the study as it is. summary.json: the findings, and means, spreads and differences of each metric.
+    trials.csv: a line for each trial. A value that is not finite is null there, or empty.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    results = Results(study)
+    page = folder / "report.html"
+    page.write_text(_page(results), encoding="utf-8")
+    _write_json(study.as_dict(), folder / "study.json")
+    _write_json(_summary(results), folder / "summary.json")
+    with (folder / "trials.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(_lines(study))
+    return page
+
+
+def _write_json(values: Any, path: Path) -> None:
+    path.write_text(json.dumps(_without_infinities(values), indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _without_infinities(value: Any) -> Any:
+    """The same with null for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: _without_infinities(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_infinities(one) for one in value]
+    return None if isinstance(value, float) and not finite(value) else value
+
+
+def _summary(results: Results) -> dict[str, Any]:
+    settings: list[dict[str, Any]] = [
+        {
+            "alpha": setting.alpha,
+            **{axis: value or None for axis, value in zip(AXES, setting.noise, strict=True)},
+            "metrics": {},
+        }
+        for setting in results.complete
+    ]
+    for metric in results.metrics:
+        differences = results.differences(metric)
+        for setting, found in zip(results.complete, settings, strict=True):
+            if values := results.by_seed(setting, metric):
+                own, one = summary(values), differences.get(setting)
+                found["metrics"][metric] = {
+                    "mean": own.mean,
+                    "spread": own.spread,
+                    "seeds": own.seeds,
+                    "difference": one and one.difference,
+                    "margin": one and one.margin,
+                    "supported": one and one.supported,
+                }
+    return {"finding": conclusions.sentence(results), "warnings": conclusions.warnings(results), "settings": settings}
+
+
+def _lines(study: Study) -> list[list[Any]]:
+    metrics = list(dict.fromkeys(name for trial in study.trials for name in trial.values))
+    lines: list[list[Any]] = [["number", "state", "alpha", *AXES, "seed", "seconds", *metrics, "log", "error"]]
+    for trial in study.trials:
+        values = [trial.values.get(name) for name in metrics]
+        values = [value if finite(value) else None for value in values]
+        about = [trial.number, trial.state, trial.alpha, *trial.noise, trial.seed, trial.seconds]
+        lines.append([*about, *values, trial.log, trial.error])
+    return lines
+
+
+def _page(results: Results) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("neftune_plugins.sweep", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"label": label, "duration": _duration, "number": _number}
+    looks = _Looks(results)
+    states = [trial.state for trial in results.study.trials]
+    plotted = [name for name in results.metrics if not name.endswith(_NOT_PLOTTED) and _comparable(results, name)]
+    curves = [_curves(results, looks, name, title) for name, title in _CURVES.items()]
+    return environment.get_template("page.html.jinja").render(
+        study=results.study,
+        results=results,
+        finding=conclusions.sentence(results),
+        warnings=conclusions.warnings(results),
+        counts=[f"{len(states)} trials", *(f"{states.count(one)} {one}" for one in _ENDS if one in states)],
+        looks=looks,
+        curves=[chart for chart in curves if chart.lines],
+        metrics=[_metric(results, looks, name) for name in plotted],
+        differences=_against(results),
+        table={name: _cells(results, name) for name in results.metrics},
+        samples=_samples(results),
+        setting_of=setting_of,
+    )
+
+
+def _comparable(results: Results, metric: str) -> bool:
+    """Whether several settings have the metric, where there are several."""
+    return sum(bool(results.by_seed(one, metric)) for one in results.complete) > 1 or len(results.complete) == 1
+
+
+_ENDS = ("failed", "pruned")
+_CURVES = {"loss": "training loss, with the noise", "clean_loss": "loss without noise, in training"}
+
+
+class _Looks:
+    """The colour of each alpha, and the dashes, marker and place beside the alpha of each kind of noise."""
+
+    def __init__(self, results: Results) -> None:
+        self.settings = sorted(set(map(setting_of, results.study.trials)))
+        self._alphas = sorted({setting.alpha for setting in self.settings} - {0.0})
+        self._noises = {noise: number for number, noise in enumerate(results.noises)}
+
+    def colour(self, setting: Setting) -> str:
+        if setting == NO_NOISE:
+            return "var(--ink)"
+        return colour(self._alphas.index(setting.alpha) / max(1, len(self._alphas) - 1))
+
+    def x(self, setting: Setting) -> float:
+        """Its alpha; kinds of noise that have the same stand side by side."""
+        if setting == NO_NOISE:
+            return 0.0
+        middle = (len(self._noises) - 1) / 2
+        return setting.alpha + (self._noises[setting.noise] - middle) * _APART * max(self._alphas)
+
+    def dashes(self, setting: Setting) -> str:
+        return _DASHES[self._noises.get(setting.noise, 0) % len(_DASHES)]
+
+    def marker(self, setting: Setting) -> str:
+        return _MARKERS[self._noises.get(setting.noise, 0) % len(_MARKERS)]
+
+
+def _curves(results: Results, looks: _Looks, name: str, title: str) -> Chart:
+    """A line for each trial, those that did not end well too."""
+    lines = []
+    for trial in results.study.trials:
+        setting = setting_of(trial)
+        values = [(float(point.step), getattr(point, name)) for point in trial.curve]
+        if points := [(step, value) for step, value in values if finite(value)]:
+            told = f"{results.name(setting)}, seed {trial.seed}: {points[-1][1]:.4f} at step {points[-1][0]:g}"
+            lines.append(Line(points, looks.colour(setting), told, looks.dashes(setting)))
+    return Chart(title, "step", f"{title}, of {len(lines)} trials", lines)
+
+
+def _metric(results: Results, looks: _Looks, metric: str) -> Chart:
+    """The metric against alpha: each seed, mean and spread, and for each kind of noise a line through the means."""
+    dots, told = [], []
+    means: dict[Setting, list[tuple[float, float]]] = {}
+    places = _places(results, metric)
+    for setting in results.complete:
+        if not (values := results.by_seed(setting, metric)):
+            continue
+        own, name, look = summary(values), results.name(setting), looks.colour(setting)
+        for seed, value in values.items():
+            dots.append(Dot((looks.x(setting), value), look, f"{name}, seed {seed}: {value:.{places}f}", "seed"))
+        text = f"{name}: {own.mean:.{places}f}" + ("" if own.spread is None else f" ± {own.spread:.{places}f}")
+        dots.append(Dot((looks.x(setting), own.mean), look, text, looks.marker(setting), own.spread))
+        told.append(text)
+        means.setdefault(replace(setting, alpha=0.0), []).append((looks.x(setting), own.mean))
+    none = means.pop(NO_NOISE, [])
+    lines = [
+        Line([*none, *points], "var(--muted)", results.varied(kind.noise), looks.dashes(kind))
+        for kind, points in means.items()
+    ]
+    marks = sorted({setting.alpha for setting in results.complete})
+    return Chart(label(metric), "alpha", f"{label(metric)} against alpha. {'; '.join(told)}", lines, dots, marks)
+
+
+def _places(results: Results, metric: str) -> int:
+    """The decimals of a metric: as many as its largest spread needs."""
+    spreads = [summary(own).spread or 0.0 for one in results.complete if (own := results.by_seed(one, metric))]
+    return conclusions.decimals(max(spreads))
+
+
+def _cells(results: Results, metric: str) -> list[dict[str, str]]:
+    """A line of the table: of each setting mean, spread, the sign of a supported difference, and what it is."""
+    differences, places = results.differences(metric), _places(results, metric)
+    cells = []
+    for setting in results.complete:
+        if not (values := results.by_seed(setting, metric)):
+            cells.append({"mean": "–", "spread": "", "sign": "", "told": "not measured"})
+            continue
+        own, one = summary(values), differences.get(setting)
+        cells.append(
+            {
+                "mean": f"{own.mean:.{places}f}",
+                "spread": "" if own.spread is None else f"± {own.spread:.{places}f}",
+                "sign": "" if one is None or not one.supported else "▲" if one.difference > 0 else "▼",
+                "told": "" if one is None else _told(one),
+            }
+        )
+    return cells
+
+
+def _against(results: Results) -> list[str]:
+    """Of each setting the difference of the objective from the runs without noise, with its interval."""
+    differences = results.differences(results.study.objective)
+    shown = []
+    for setting in results.complete:
+        one = differences.get(setting)
+        places = conclusions.decimals(one.margin if one else None)
+        margin = "" if one is None or one.margin is None else f" ± {one.margin:.{places}f}"
+        shown.append(f"{one.difference:+.{places}f}{margin}" if one else "")
+    return shown if differences else []
+
+
+def _told(one: Difference) -> str:
+    places = conclusions.decimals(one.margin)
+    amount = f"against no noise {one.difference:+.{places}f}"
+    if one.margin is None:
+        return f"{amount}: {'too few seeds' if one.how == 'few' else 'the same in each seed'}, so no interval"
+    seeds = " and ".join(map(str, dict.fromkeys(one.seeds)))
+    return f"{amount} ± {one.margin:.{places}f}, {one.how}, {seeds} seeds"
+
+
+def _samples(results: Results) -> list[dict[str, Any]]:
+    """The first held-out prompts, with what each setting answered in its first seed."""
+    given: dict[Setting, tuple[Trial, list[Answer]]] = {}
+    for setting, trials in results.complete.items():
+        for trial in sorted(trials, key=lambda trial: trial.seed):
+            if found := _answers(trial):
+                given.setdefault(setting, (trial, found))
+    samples = []
+    for row in list(zip_longest(*(found for _, found in given.values())))[:SAMPLES]:
+        first = next(answer for answer in row if answer is not None)
+        answers = [
+            (setting, trial.seed, answer)
+            for (setting, (trial, _)), answer in zip(given.items(), row, strict=True)
+            if answer is not None
+        ]
+        samples.append({"prompt": first["prompt"], "reference": first["reference"], "answers": answers})
+    return samples
+
+
+def _answers(trial: Trial) -> list[Answer]:
+    """Those to held-out rows, where they were kept."""
+    path = Path(trial.log).with_name(MEASURED) if trial.log else None
+    if path is None or not path.exists():
+        return []
+    return [
+        answer for answer in json.loads(path.read_text(encoding="utf-8"))["answers"] if answer["rows"] == "held_out"
+    ]
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"

@@ -1,0 +1,57 @@
+"""Commands of a trial: each ends with the sweep, and writes into the trial's log."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+Look = Callable[[], None]
+
+LOOK = 1.0  # seconds between two looks at what a training has logged
+
+
+def nothing() -> None:
+    """Look at nothing."""
+
+
+def run(
+    command: Sequence[str],
+    log: Path,
+    *,
+    environment: Mapping[str, str],
+    lock: int,
+    look: Look = nothing,
+) -> int:
+    """Run a command with its output at the end of `log`, and return its exit status.
+
+    lock: file descriptor that is kept open as long as the command, or what is left of it, runs.
+    look: called from time to time. Where it raises, or Ctrl-C is pressed, the command is stopped first.
+    """
+    with log.open("ab") as output:
+        output.write(f"$ {' '.join(command)}\n".encode())
+        output.flush()
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "neftune_plugins.sweep.guard", *command],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches the sweep alone, and the guard's group is the command
+            pass_fds=(lock,),
+        )
+    assert process.stdin is not None
+    try:
+        while True:
+            try:
+                return process.wait(LOOK)
+            except subprocess.TimeoutExpired:
+                look()
+    finally:
+        process.stdin.close()
+        process.wait()
+
+
+def tail(log: Path, characters: int = 4000) -> str:
+    """The end of a log."""
+    text = log.read_text(errors="replace")
+    return text[-characters:].strip()

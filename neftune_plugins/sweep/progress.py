@@ -1,0 +1,69 @@
+"""How far a sweep is, on a terminal and in a pipe."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from statistics import fmean
+
+from neftune_plugins.commands.terminal import coloured, table, waiting
+from neftune_plugins.sweep import conclusions, statistics
+from neftune_plugins.sweep.results import Results, setting_of
+from neftune_plugins.sweep.study import AXES, Trial
+
+WIDTH = 24  # characters of the bar
+_COLOURS = {"complete": "green", "failed": "red", "pruned": "dim"}
+
+
+@contextmanager
+def shown(what: str, cells: int, ended: Sequence[Trial], workers: int) -> Iterator[None]:
+    """Show the bar with what is being done, on standard error if that is a terminal."""
+    filled = WIDTH * len(ended) // cells
+    bar = f"[{'#' * filled}{'-' * (WIDTH - filled)}] {len(ended)}/{cells}{estimate(cells, ended, workers)}, {what}"
+    with waiting(bar):
+        yield
+
+
+def estimate(cells: int, ended: Sequence[Trial], workers: int) -> str:
+    """How long the rest will take if it goes on like this; empty where nothing is known.
+
+    workers: how many trials are run at a time.
+    """
+    times = [trial.seconds for trial in ended if trial.state == "complete"]
+    if not times:
+        return ""
+    return f", about {_duration(fmean(times) * (cells - len(ended)) / max(workers, 1))} left"
+
+
+def line(trial: Trial, objective: str) -> str:
+    """What came out of a trial."""
+    value = f", {objective} {trial.values[objective]:.4f}" if objective in trial.values else ""
+    problem = f": {trial.error.splitlines()[0]}, {trial.log}" if trial.error else ""
+    state = coloured(trial.state, _COLOURS[trial.state])
+    return (
+        f"trial {trial.number}  {setting(trial.alpha, trial.noise, trial.seed)}  {state} in "
+        f"{_duration(trial.seconds)}{value}{problem}"
+    )
+
+
+def setting(alpha: float, noise: Iterable[str], seed: int) -> str:
+    return ", ".join([f"alpha {alpha:g}", *(noise if alpha else ()), f"seed {seed}"])
+
+
+def summary(results: Results) -> str:
+    """Mean and spread of the objective over the seeds of each setting, and what they support."""
+    trials, objective = results.study.trials, results.study.objective
+    rows: list[tuple[str, ...]] = [("alpha", *AXES, objective, "spread", "seeds", "failed", "pruned")]
+    for setting in sorted(set(map(setting_of, trials))):
+        values = results.by_seed(setting, objective)
+        own = statistics.summary(values) if values else None
+        mean, spread = (f"{own.mean:.4f}", own.spread) if own else ("-", None)
+        states = [trial.state for trial in trials if setting_of(trial) == setting]
+        counts = map(str, (len(values), states.count("failed"), states.count("pruned")))
+        noise = (value or "-" for value in setting.noise)
+        rows.append((f"{setting.alpha:g}", *noise, mean, "-" if spread is None else f"{spread:.4f}", *counts))
+    return f"{table(rows, right=(0, *range(len(AXES) + 1, len(rows[0]))))}\n\n{conclusions.sentence(results)}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

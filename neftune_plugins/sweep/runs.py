@@ -1,0 +1,105 @@
+"""How a trial is trained: by a framework's own command from a configuration file, or by a Python file."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from neftune_plugins.commands.check import framework_of
+from neftune_plugins.config import NoiseConfig
+from neftune_plugins.errors import NEFTuneError
+from neftune_plugins.plugins.framework import Framework
+from neftune_plugins.sweep import configs
+from neftune_plugins.sweep.study import AXES
+
+PYTHON = "python"
+DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(NoiseConfig) if field.name in AXES}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A command, and the folder in which it leaves the trained model."""
+
+    command: Sequence[str]
+    model: Path
+
+
+class Source(Protocol):
+    """What is swept over.
+
+    framework: its name.
+    noise: what noise has of the `AXES` where a sweep does not vary it.
+    """
+
+    framework: str
+    noise: dict[str, Any]
+
+    def run(self, keys: dict[str, Any], seed: int, folder: Path) -> Run:
+        """Prepare a run with these of our keys in a trial's folder; alpha None is a run without noise."""
+
+
+class ConfigFile:
+    """A configuration file of a framework, whose command gets `more` arguments.
+
+    Raises NEFTuneError where the framework is not known or not installed.
+    """
+
+    def __init__(self, file: Path, framework: str | None, more: Sequence[str]) -> None:
+        found: Framework = framework_of(file, framework)
+        if found.training is None:
+            raise NEFTuneError(f"{file}: neftune sweep does not know how {found.name} trains")
+        self.framework, self._training, self._more = found.name, found.training, more
+        self._file, self._text = file, file.read_text(encoding="utf-8")
+        config = yaml.safe_load(self._text)
+        self._owners = found.training.owners(config)
+        if not self._owners:
+            raise NEFTuneError(f"{file}: there is no language model in it whose embeddings could be noised")
+        self.noise = DEFAULTS | {
+            axis: value
+            for axis in AXES
+            for owner in reversed(self._owners)  # the first says it
+            if (value := _at(config, (*owner, f"neftune_noise_{axis}")))
+        }
+
+    def run(self, keys: dict[str, Any], seed: int, folder: Path) -> Run:
+        config, output = folder / f"config{self._file.suffix}", folder / "output"
+        settings = {(name,): value for name, value in self._training.settings(seed, output).items()}
+        config.write_text(configs.changed(self._text, configs.noise(keys, self._owners) | settings), encoding="utf-8")
+        return Run([*self._training.arguments(config, seed, output), *self._more], self._training.model(output))
+
+
+class PythonFile:
+    """A Python file that takes arguments as HfArgumentParser names those of TrainingArguments."""
+
+    framework = PYTHON
+    noise = DEFAULTS
+
+    def __init__(self, file: Path, more: Sequence[str]) -> None:
+        self._file, self._more = file, more
+
+    def run(self, keys: dict[str, Any], seed: int, folder: Path) -> Run:
+        output = folder / "output"
+        given = keys | {"seed": seed, "output_dir": output}
+        if keys["neftune_noise_alpha"] is None:
+            given = {name: value for name, value in given.items() if name not in configs.OURS}
+        arguments = [text for name, value in given.items() for text in (f"--{name}", str(value))]
+        return Run([sys.executable, str(self._file), *arguments, *self._more], output)
+
+
+def source(file: Path, framework: str | None, more: Sequence[str]) -> Source:
+    """The source that a file is. Raises NEFTuneError where it is not there, or of no framework."""
+    if not file.exists():
+        raise NEFTuneError(f"{file}: there is no such file")
+    return PythonFile(file, more) if file.suffix == ".py" else ConfigFile(file, framework, more)
+
+
+def _at(config: Any, place: configs.Place) -> Any:
+    for name in place:
+        try:
+            config = config[name]
+        except (KeyError, IndexError):
+            return None
+    return config

@@ -1,1 +1,0 @@
-"""`neftune sweep`: many trainings that differ in their noise and their seed."""
