@@ -10,4 +10,4 @@ class NoiseConfigError(NEFTuneError, ValueError):
 
 
 class NoiseNotAppliedError(NEFTuneError, RuntimeError):
-    """A model cannot be noised, or a training forward went by without noise."""
+    """Noise cannot be added to a model, or a training step had none."""

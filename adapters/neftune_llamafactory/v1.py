@@ -32,6 +32,7 @@ class NEFTuneV1Callback(TrainerCallback):  # type: ignore[misc]
         self._given = {"alpha": alpha, **others}
         self._pad_token_id = pad_token_id
         self._handle: Handle | None = None
+        self._first_step = 0
         if alpha is not None and enabled():
             resolve({}, self._given)  # a bad value is told here, not when the run begins
 
@@ -46,6 +47,7 @@ class NEFTuneV1Callback(TrainerCallback):  # type: ignore[misc]
                 steps=state.num_training_steps,
                 pad_token_id=self._pad_token_id,
             )
+            self._first_step = state.global_step
             _log.info_rank0(str(self._handle))
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, **kwargs: Any) -> None:
@@ -61,7 +63,11 @@ class NEFTuneV1Callback(TrainerCallback):  # type: ignore[misc]
             logs.update(self._handle.metrics())
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, **kwargs: Any) -> None:
+        handle = self._handle
         self.remove()
+        # A resumed run may have nothing left to train.
+        if handle is not None and state.global_step > self._first_step:
+            handle.end()
 
     def remove(self) -> None:
         """Take the noise out of the model, if it is in."""

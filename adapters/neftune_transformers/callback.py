@@ -37,6 +37,7 @@ class NEFTuneCallback(TrainerCallback):
     def __init__(self, alpha: float | None = None, **others: Any) -> None:
         self._given = {"alpha": alpha, **others}
         self._handle: Handle | None = None
+        self._first_step = 0
         if alpha is not None and enabled():
             resolve({}, self._given)  # a bad value is told here, not when the run begins
         _let_callbacks_into_trainer()
@@ -61,7 +62,7 @@ class NEFTuneCallback(TrainerCallback):
         self._handle = install(
             kwargs["model"], config, seed=args.seed, steps=state.max_steps, pad_token_id=pad_token_id
         )
-        self._handle.step = state.global_step
+        self._handle.step = self._first_step = state.global_step
         if state.is_world_process_zero:
             self.logger.info(str(self._handle))
 
@@ -81,7 +82,11 @@ class NEFTuneCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        handle = self._handle
         self.remove()
+        # A resumed run may have nothing left to train.
+        if handle is not None and state.global_step > self._first_step:
+            handle.end()
 
     def remove(self) -> None:
         """Take the noise out of the model, if it is in."""

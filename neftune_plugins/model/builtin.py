@@ -52,15 +52,25 @@ def neftune_embeddings(model: nn.Module) -> Sequence[nn.Module] | None:
     same parameters (encoder and decoder of T5 and BART own such twins and never call the shared one)."""
     parts = [part for part in (model, structure.decoder(model)) if part is not None]
     own = [structure.input_embedding(part) for part in parts]
-    found = list(dict.fromkeys(embedding for embedding in own if embedding is not None))
+    found = dict.fromkeys(embedding for embedding in own if embedding is not None)
     shared = {id(parameter) for embedding in found for parameter in embedding.parameters()}
     for module in model.modules():
-        # An output layer tied to the embedding shares its weight, too.
-        if module not in found and not isinstance(module, nn.Linear):
-            parameters = module._parameters.values()
-            if any(id(parameter) in shared for parameter in parameters):
-                found.append(module)
-    return _without_wrapped(model, found) or None
+        # An encoder's or decoder's own, which an adapter may wrap.
+        embedding = structure.own_embedding(module)
+        if embedding is not None and any(id(parameter) in shared for parameter in embedding.parameters()):
+            found[embedding] = None
+        # An output layer tied to the embedding shares its weight, too; PEFT shares containers of parameters.
+        is_lookup = not isinstance(module, nn.Linear | nn.ParameterDict | nn.ParameterList)
+        if is_lookup and any(id(parameter) in shared for parameter in module._parameters.values()):
+            found[module] = None
+    wrappers = [module for module in model.modules() if any(inner in found for inner in _wrapped(module))]
+    return _without_wrapped(model, [*found, *(module for module in wrappers if module not in found)]) or None
+
+
+def _wrapped(module: nn.Module) -> list[nn.Module]:
+    """What an adapter's layer wraps, by the names that PEFT gives it."""
+    children = (module._modules.get(name) for name in ("base_layer", "original_module"))
+    return [child for child in children if child is not None]
 
 
 def _without_wrapped(model: nn.Module, found: Sequence[nn.Module]) -> list[nn.Module]:

@@ -1,61 +1,35 @@
-"""The forward hooks: what they know of the calls in progress, and where they add the noise.
+"""The forward hooks of one installation.
 
-A pre-hook on the modules above an embedding learns the batch, a hook on the embedding's output adds the noise, and
-the state of the outermost of these modules at its call decides whether there is any.
+A pre-hook on the modules above an embedding learns the batch, and a hook on the embedding's output adds the noise. What
+they share is `Noise`. The ideas behind it are in modules of their own: `calls` (which calls are in progress), `early`
+(lookups before the model is called), `recompute` (forward passes that run again in backward), `adding`, `watch` (steps
+without noise).
 """
 
 import contextlib
-import threading
-import weakref
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from neftune_plugins.errors import NEFTuneError, NoiseNotAppliedError
+from neftune_plugins.model.adding import add
+from neftune_plugins.model.calls import CALLS, Call, Pass, batch_of, call_with, in_backward
+from neftune_plugins.model.early import EarlyLookups
 from neftune_plugins.model.metrics import Measurements
-from neftune_plugins.model.sharded import add_to_shared, check_whole, held, is_shared, whole
+from neftune_plugins.model.recompute import Recomputable
+from neftune_plugins.model.sharded import whole
+from neftune_plugins.model.watch import StepWatch
 from neftune_plugins.noise import (
     Batch,
     Layout,
     NoiseType,
-    add_noise,
-    add_noise_,
     expected_energy,
     stream_key,
     token_keys,
     token_scales,
 )
-
-# Forwards whose noise can be recomputed in one backward; what is kept of each is 20 bytes a token.
-_MAX_RECOMPUTABLE = 64
-# Lookups before a forward that may be the `inputs_embeds` of that forward.
-_MAX_EARLY_LOOKUPS = 8
-
-
-class _Frame:
-    """One call of a module above an embedding.
-
-    owner: the pre-hook of that module. (Not the module: dynamo cannot trace one that it has compiled itself.)
-    batch: its arguments by name.
-    noisy: whether the outermost call wants noise.
-    noised: for each stream whether it has been noised since the outermost call began; one list for all its calls.
-    """
-
-    def __init__(self, owner: "OwnerPreHook", batch: dict[str, Any], noisy: bool, noised: list[bool]) -> None:
-        self.owner = owner
-        self.batch = batch
-        self.noisy = noisy
-        self.noised = noised
-
-
-class _Calls(threading.local):
-    """The calls that a thread is in, the innermost last."""
-
-    def __init__(self) -> None:
-        self.stack: list[_Frame] = []
 
 
 class Noise:
@@ -68,7 +42,8 @@ class Noise:
     embeddings: names of the noised modules, for errors.
     layout: reads the layout of a batch.
     measurements: of the noise, or None.
-    step_missing: raises the error for a training forward whose step nobody set, if the configuration needs steps.
+    step_missing: gives the error for a training forward pass whose step nobody set, if the configuration needs steps.
+    refresh: called before each outermost call: the model may have been changed since (PEFT replaces embeddings).
     """
 
     def __init__(
@@ -82,6 +57,7 @@ class Noise:
         layout: Callable[[Batch], Layout],
         measurements: Measurements | None,
         step_missing: Callable[[], NEFTuneError | None],
+        refresh: Callable[[], None],
     ) -> None:
         self.noise_type = noise_type
         self.padded_length = padded_length
@@ -89,93 +65,155 @@ class Noise:
         self.layout = layout
         self.measurements = measurements
         self.step_missing = step_missing
+        self.refresh = refresh
         self.keys = (stream_key(seed, 0), stream_key(seed, 1))
         # Tensors, so that a compiled graph takes them as inputs and is not compiled again when they change.
         self.step = torch.full((), -1, dtype=torch.int64)
         self.alpha = torch.full((), alpha, dtype=torch.float32)
         self.counts_forwards = True
-        self.calls = _Calls()
-        self.recomputable: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=_MAX_RECOMPUTABLE)
-        self.early_lookups: deque[tuple[weakref.ref[Tensor], Tensor, EmbeddingHook, nn.Module]] = deque(
-            maxlen=_MAX_EARLY_LOOKUPS
-        )
+        self.calls = CALLS
+        self.watch = StepWatch()
+        self.early = EarlyLookups()
+        self.recomputable = Recomputable()
 
     def begin_step(self, step: int, alpha: float) -> None:
+        """The optimisation step `step` begins, with this alpha."""
         self.alpha.fill_(alpha)
         self.counts_forwards = False
         self.step.fill_(step)
-        self.calls.stack.clear()  # an interrupted forward may have left its calls
+        self.watch.begin()
         self.recomputable.clear()
 
+    @contextlib.contextmanager
+    def by_hand(self) -> Iterator[None]:
+        """Forward passes inside are training forward passes of one step, with or without gradients."""
+        self._count_forward()
+        with self.calls.counted_as_training(self):
+            yield
+
+    def _count_forward(self) -> None:
+        if not self.counts_forwards:
+            return
+        missing = self.step_missing()
+        if missing is not None:
+            raise missing
+        self.step.add_(1)
+
     def enter(self, owner: "OwnerPreHook", module: nn.Module, batch: dict[str, Any]) -> Tensor | None:
-        """Begin a call. Gives `inputs_embeds` with noise where they are an early lookup."""
-        stack = self.calls.stack
-        if owner.is_root:
-            stack.clear()
-        if stack:
-            noisy, noised = stack[0].noisy, stack[0].noised
-        else:
-            noisy, noised = module.training and torch.is_grad_enabled(), [False, False]
-            if noisy and self.counts_forwards and not _in_backward():
-                missing = self.step_missing()
-                if missing is not None:
-                    raise missing
-                self.step.add_(1)
-        stack.append(_Frame(owner, batch, noisy, noised))
-        embeds = batch.get("inputs_embeds")
-        if len(stack) > 1 or not noisy or not isinstance(embeds, Tensor) or torch.compiler.is_compiling():
+        """Begin a call. Returns `inputs_embeds` with noise if they are an early lookup."""
+        outer = self.calls.innermost()
+        if outer is not None and outer.installation is not self and not owner.is_root:
+            _refuse_ambiguous(self.calls.stack, owner, module)
             return None
-        for reference, input_ids, hook, embedding in self.early_lookups:
-            if reference() is embeds:
-                batch["input_ids"] = input_ids
-                return self.noised(hook, embedding, input_ids, embeds.clone())
-        return None
+        begins = outer is None or outer.installation is not self or owner.is_root
+        in_training = module.training if begins or outer is None else outer.noisy
+        noisy = in_training and self.calls.trains(self)
+        if begins or outer is None:
+            this = Pass()
+            self._begin(module, noisy)
+        else:
+            this = outer.whole
+            if outer.noisy and not noisy:
+                this.has_ungraded_call = True
+        self.calls.enter(owner, self, batch, noisy, this)
+        embeds = batch.get("inputs_embeds")
+        if not begins or not noisy or not isinstance(embeds, Tensor) or torch.compiler.is_compiling():
+            return None
+        found = self.early.find(embeds)
+        if found is None:
+            return None
+        lookup, kept_BL = found
+        batch["input_ids"] = lookup.input_ids
+        return self._noised(lookup.hook, lookup.embedding, lookup.input_ids, embeds.clone(), kept_BL)
+
+    def _begin(self, module: nn.Module, noisy: bool) -> None:
+        """An outermost call begins."""
+        if not torch.compiler.is_compiling():
+            self.refresh()
+        if noisy:
+            # In backward it is a forward pass of before, run again.
+            if not in_backward() and self not in self.calls.by_hand:
+                self._count_forward()
+        elif module.training:
+            self.watch.ran_without_gradients = True
+        elif torch.is_grad_enabled():
+            self.watch.ran_in_evaluation = True
 
     def leave(self, owner: "OwnerPreHook", module: nn.Module, failed: bool) -> None:
-        stack = self.calls.stack
-        # Somebody's pre-hook may have raised before ours had its turn.
-        if not any(frame.owner is owner for frame in stack):
+        """End a call. Raises NoiseNotAppliedError if it was a training forward pass without noise."""
+        call = self.calls.leave(owner)
+        if call is None or failed or not call.noisy or in_backward():
             return
-        frame = stack.pop()
-        while frame.owner is not owner:
-            frame = stack.pop()
-        if failed or not frame.noisy or _in_backward():
-            return
-        stream_is_clean = owner.innermost and not frame.noised[owner.stream]
-        if stream_is_clean or not (stack or any(frame.noised)):
-            raise NoiseNotAppliedError(
-                f"a training forward of {type(module).__name__} went by without noise: none of the input embeddings "
-                f"({', '.join(self.embeddings)}) was called in it with the batch's input_ids. It was given "
-                f"{', '.join(name for name, value in frame.batch.items() if value is not None) or 'nothing'}. Pass "
-                "input_ids, or as inputs_embeds the very tensor that the embedding gave; or name the embedding that "
-                "is called in a plugin: neftune_embeddings(model) (neftune_plugins.plugins.hookspecs)."
-            )
+        is_outermost = not any(other.whole is call.whole for other in self.calls.stack)
+        stream_is_clean = owner.innermost and not call.whole.noised[owner.stream]
+        if stream_is_clean or (is_outermost and not any(call.whole.noised)):
+            raise self._went_without_noise(call, module)
 
-    def noised(self, hook: "EmbeddingHook", embedding: nn.Module, input_ids: Tensor, output: Tensor) -> Tensor:
-        """The embedding's `output` (..., D) of `input_ids`, with noise where it is due."""
-        stack = self.calls.stack
-        if not stack:
-            # Activation checkpointing calls parts of a model again in backward, outside of every forward.
-            if _in_backward():
-                recomputed = self._recomputable(input_ids)
-                return output if recomputed is None else self._add(embedding, output, *recomputed)
-            if not torch.compiler.is_compiling():
-                self.early_lookups.append((weakref.ref(output), input_ids, hook, embedding))
+    def _went_without_noise(self, call: Call, module: nn.Module) -> NoiseNotAppliedError:
+        if call.whole.has_ungraded_call and not any(call.whole.noised):
+            found = (
+                "the model in it was called only without gradients, in which there is no noise; wrap the call in "
+                "`with handle.training_forwards():` if its embeddings should have noise."
+            )
+        else:
+            given = ", ".join(name for name, value in call.batch.items() if value is not None) or "nothing"
+            found = (
+                f"none of the input embeddings ({', '.join(self.embeddings)}) was called in it with the batch's "
+                f"input_ids. It was given {given}. Pass input_ids, or as inputs_embeds the very tensor that the "
+                "embedding gave; or name the embedding that is called in a plugin: neftune_embeddings(model) "
+                "(neftune_plugins.plugins.hookspecs)."
+            )
+        return NoiseNotAppliedError(f"a training forward pass of {type(module).__name__} had no noise: {found}")
+
+    def lookup(self, hook: "EmbeddingHook", embedding: nn.Module, input_ids: Tensor, output: Tensor) -> Tensor:
+        """The embedding's `output` (B, L, D) of `input_ids`, with noise where there should be any."""
+        call = self.calls.innermost()
+        if call is None:
+            # Activation checkpointing calls parts of a model again in backward, outside of every call.
+            if in_backward():
+                return self._again(embedding, input_ids, output)
+            self.watch.looked_up_outside = True
+            self.early.keep(hook, embedding, input_ids, output)
             return output
-        if not stack[0].noisy:
+        if call.installation is not self or not call.noisy:
             return output
-        frame = _frame_with(stack, input_ids)
-        if frame is None:
+        if in_backward():
+            found = self.recomputable.find_equal(input_ids)
+            if found is not None:
+                call.whole.noised[call.owner.stream] = True
+                return self._add(embedding, output, *found)
+            if self.counts_forwards or not self.recomputable.has_forgotten:
+                raise _unknown_in_backward()
+        return self._noised(hook, embedding, input_ids, output, None)
+
+    def _again(self, embedding: nn.Module, input_ids: Tensor, output: Tensor) -> Tensor:
+        found = self.recomputable.find(input_ids)
+        if found is not None:
+            return self._add(embedding, output, *found)
+        if self.recomputable.has_forgotten:
+            raise _unknown_in_backward()
+        return output
+
+    def _noised(
+        self, hook: "EmbeddingHook", embedding: nn.Module, input_ids: Tensor, output: Tensor, kept_BL: Tensor | None
+    ) -> Tensor:
+        """kept_BL: which tokens get noise, if not all; the others still count in their example's length."""
+        innermost = self.calls.stack[-1]
+        calls = [call for call in self.calls.stack if call.whole is innermost.whole]
+        call = call_with(calls, input_ids)
+        if call is None:
             return output
-        stream = frame.owner.stream
-        frame.noised[stream] = True
-        batch = whole({**_batch_of(frame, stack), "is_decoder": bool(stream)})
+        stream = call.owner.stream
+        call.whole.noised[stream] = True
+        self.watch.note_noise()
+        batch = whole({**batch_of(call, calls), "is_decoder": bool(stream)})
         layout = self.layout(batch)
         keys = token_keys(batch["input_ids"], layout, self.keys[stream], self.step)
         scales = token_scales(layout, output.shape[-1], self.alpha / hook.scale, padded_length=self.padded_length)
-        if not torch.compiler.is_compiling():
-            self.recomputable.append((held(input_ids), keys, scales))
-        if self.measurements is None:
+        if kept_BL is not None:
+            scales = torch.where(kept_BL, scales, 0.0)
+        self.recomputable.keep(input_ids, keys, scales)
+        if self.measurements is None or _is_transformed():
             return self._add(embedding, output, keys, scales)
         energy_3 = torch.zeros(3, device=output.device)
         noisy = self._add(embedding, output, keys, scales, energy_3)
@@ -184,67 +222,38 @@ class Noise:
         self.measurements.add(layout, expected * hook.scale**2, energy_3 * hook.scale**2)
         return noisy
 
-    def _recomputable(self, input_ids: Tensor) -> tuple[Tensor, Tensor] | None:
-        input_ids = held(input_ids)
-        for ids, keys, scales in reversed(self.recomputable):
-            # Reentrant checkpointing passes another tensor object of the same storage.
-            if ids.shape == input_ids.shape and ids.data_ptr() == input_ids.data_ptr():
-                return keys, scales
-        return None
-
     def _add(
         self, embedding: nn.Module, output: Tensor, keys: Tensor, scales: Tensor, energy_3: Tensor | None = None
     ) -> Tensor:
-        if is_shared(output):
-            return add_to_shared(output, keys, scales, self.noise_type, energy_3)
-        check_whole(embedding, output, keys)
-        if torch.compiler.is_compiling():
-            flat = output.reshape(-1, output.shape[-1])
-            arguments = (keys.reshape(-1), scales.reshape(-1), self.noise_type)
-            return add_noise(flat, *arguments, energy_3=energy_3).view_as(output)
-        if not _is_ours_alone(embedding, output):
-            output = output.clone(memory_format=torch.contiguous_format)
-        flat = output.detach().view(-1, output.shape[-1])
-        add_noise_(flat, keys.reshape(-1), scales.reshape(-1), self.noise_type, energy_3=energy_3)
-        return output
+        return add(embedding, output, keys, scales, self.noise_type, _is_embedding_hook, energy_3)
 
 
-def _in_backward() -> bool:
-    """Whether activation checkpointing runs this forward again."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+def _refuse_ambiguous(stack: Sequence[Call], owner: "OwnerPreHook", module: nn.Module) -> None:
+    """Raise NoiseNotAppliedError if a module of two installed models is called by itself: nothing says for which."""
+    other = stack[0]
+    is_same_call = len(stack) == 1 and other.owner.module_id == owner.module_id
+    if is_same_call and other.noisy and not other.owner.is_root:
+        raise NoiseNotAppliedError(
+            f"{type(module).__name__} is a part of two models in which noise is installed, and was called by itself: "
+            "which of the two noises it should get is not known. Call it through its model, or install the noise in "
+            "one of them only."
+        )
 
 
-def _is_ours_alone(embedding: nn.Module, output: Tensor) -> bool:
-    """Whether nobody else can hold, or autograd need, the embedding's output: then it may be overwritten."""
-    return (
-        type(embedding) is nn.Embedding
-        and type(output) is Tensor
-        and output._base is None
-        and output.is_contiguous()
-        and isinstance(next(iter(embedding._forward_hooks.values())), EmbeddingHook)
+def _unknown_in_backward() -> NoiseNotAppliedError:
+    return NoiseNotAppliedError(
+        "a forward pass inside backward would get other noise than the one that it repeats: either that one ran "
+        "without gradients and without noise (gradient caching: wrap the forward passes of a step in `with "
+        "handle.training_forwards():`), or too many forward passes came before one backward (set handle.step before "
+        "each optimisation step)."
     )
 
 
-def _frame_with(stack: list[_Frame], input_ids: Tensor) -> _Frame | None:
-    """The innermost call that was given these ids, or else ids of that shape (models replace image tokens)."""
-    alike = None
-    for frame in reversed(stack):
-        ids = frame.batch.get("input_ids")
-        if ids is input_ids:
-            return frame
-        if alike is None and isinstance(ids, Tensor) and ids.shape == input_ids.shape:
-            alike = frame
-    return alike
-
-
-def _batch_of(frame: _Frame, stack: list[_Frame]) -> dict[str, Any]:
-    """The arguments of that call, completed by those of the calls around it that were given the same ids (RWKV keeps
-    the mask from its inner model)."""
-    batch: dict[str, Any] = {}
-    for other in stack:
-        if other.batch.get("input_ids") is frame.batch["input_ids"] and other.owner.stream == frame.owner.stream:
-            batch.update({name: value for name, value in other.batch.items() if value is not None})
-    return batch
+def _is_transformed() -> bool:
+    """Whether torch.func transforms this forward pass: sums over it cannot leave the transform."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 class InertHook:
@@ -261,38 +270,39 @@ class InertHook:
 _NOTHING = contextlib.nullcontext().__exit__
 
 
-def noises_in(model: nn.Module) -> set["Noise"]:
-    """The installations that have a hook on a module of the model."""
-    hooks: list[object] = []
-    for module in model.modules():
-        hooks += (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    return {hook.noise for hook in hooks if isinstance(hook, _Hook)}
-
-
 class _Hook(InertHook):
     def __init__(self, noise: Noise) -> None:
         self.noise = noise
 
 
 class OwnerPreHook(_Hook):
-    """Of a module above an embedding.
+    """Of a module above an embedding: learns the batch.
 
-    is_root: whether that is the whole model.
+    module_id: of that module. is_root: whether it is the whole model.
     arguments: names of its forward's parameters.
     stream: of its noise: 0, or 1 in a decoder that has an encoder.
     innermost: whether no other such module is inside it.
     """
 
-    def __init__(self, noise: Noise, is_root: bool, arguments: tuple[str, ...], stream: int, innermost: bool) -> None:
+    def __init__(
+        self,
+        noise: Noise,
+        module_id: int,
+        *,
+        is_root: bool,
+        arguments: tuple[str, ...],
+        stream: int,
+        innermost: bool,
+    ) -> None:
         super().__init__(noise)
+        self.module_id = module_id
         self.is_root = is_root
         self.arguments = arguments
         self.stream = stream
         self.innermost = innermost
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        batch = dict(zip(self.arguments, args, strict=False))
-        batch.update(kwargs)
+        batch = self._batch(args, kwargs)
         noised = self.noise.enter(self, module, batch)
         if noised is None:
             return None
@@ -301,8 +311,16 @@ class OwnerPreHook(_Hook):
         index = self.arguments.index("inputs_embeds")
         return (*args[:index], noised, *args[index + 1 :]), kwargs
 
+    def _batch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments by name. A module may be called with one mapping of them, as sentence-transformers does."""
+        if len(args) == 1 and isinstance(args[0], Mapping) and "input_ids" in args[0]:
+            return {**args[0], **kwargs}
+        return {**dict(zip(self.arguments, args, strict=False)), **kwargs}
+
 
 class OwnerHook(_Hook):
+    """Of a module above an embedding: ends its call."""
+
     def __init__(self, noise: Noise, owner: OwnerPreHook) -> None:
         super().__init__(noise)
         self.owner = owner
@@ -312,6 +330,11 @@ class OwnerHook(_Hook):
 
 
 class EmbeddingHook(_Hook):
+    """Of an embedding: adds the noise to its output.
+
+    scale: by what the model multiplies the output before its first block.
+    """
+
     def __init__(self, noise: Noise, scale: float) -> None:
         super().__init__(noise)
         self.scale = scale
@@ -320,4 +343,8 @@ class EmbeddingHook(_Hook):
         input_ids = args[0] if args else next(iter(kwargs.values()))
         if input_ids.is_floating_point():  # a head that shares the weight
             return output
-        return self.noise.noised(self, module, input_ids, output)
+        return self.noise.lookup(self, module, input_ids, output)
+
+
+def _is_embedding_hook(hook: object) -> bool:
+    return isinstance(hook, EmbeddingHook)

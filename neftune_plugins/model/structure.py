@@ -4,32 +4,81 @@ Classes are asked for methods and instances for their own attributes: a miss on 
 thousands.
 """
 
+import inspect
+import re
 from collections import defaultdict
 
 from torch import nn
+
+from neftune_plugins.errors import NoiseNotAppliedError
 
 
 def input_embedding(model: nn.Module) -> nn.Module | None:
     """`get_input_embeddings()` of the outermost module that has one for tokens to give: value heads and other wrappers
     have none, models that read images or sound may give what embeds those. Failing that, the model's `embed_tokens`
-    (decoders that nobody was meant to use alone)."""
+    (decoders that nobody was meant to use alone).
+
+    A wrapper may hold several models, such as a student and its teacher: then that of the only one with trainable
+    parameters. Raises NoiseNotAppliedError if several have some.
+    """
     for module in model.modules():
-        if not hasattr(type(module), "get_input_embeddings"):
-            continue
-        try:
-            embedding = module.get_input_embeddings()  # type: ignore[operator]
-        except (AttributeError, NotImplementedError):
-            continue
-        if isinstance(embedding, nn.Module) and _looks_up(embedding):
-            return embedding
+        embedding = own_embedding(module)
+        if embedding is not None:
+            if hasattr(type(model), "get_input_embeddings"):
+                return embedding
+            return _of_the_trained(model, embedding)
     found = getattr(model, "embed_tokens", None)
     return found if isinstance(found, nn.Module) else None
 
 
+def own_embedding(module: nn.Module) -> nn.Module | None:
+    """What the module's `get_input_embeddings()` gives, if that looks tokens up."""
+    if not hasattr(type(module), "get_input_embeddings"):
+        return None
+    try:
+        embedding = module.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        return None
+    return embedding if isinstance(embedding, nn.Module) and _looks_up(embedding) else None
+
+
+def _of_the_trained(wrapper: nn.Module, first: nn.Module) -> nn.Module:
+    """Of several models side by side in a module that has no embedding itself, that of the one that is trained."""
+    models: dict[nn.Module, nn.Module] = {}
+    inside: set[nn.Module] = set()
+    for module in wrapper.modules():
+        embedding = own_embedding(module)
+        if embedding is not None and module not in inside:
+            models[module] = embedding
+            inside.update(module.modules())
+    if len(set(models.values())) == 1:
+        return first
+    trained = {model for model in models if any(parameter.requires_grad for parameter in model.parameters())}
+    embeddings = {models[model] for model in trained or models}
+    if len(embeddings) == 1:
+        return embeddings.pop()
+    names = sorted(name for name, module in wrapper.named_modules() if module in models)
+    raise NoiseNotAppliedError(
+        f"{type(wrapper).__name__} holds several models with embeddings of their own ({', '.join(names)}), and not "
+        "exactly one of them has trainable parameters: which of them should have noise is not clear. Install the noise "
+        "in each that should, or call requires_grad_(False) on the others (a teacher, a reference model) before."
+    )
+
+
+# First parameters of forwards that project patches, frames or features.
+_FEATURES = re.compile(r"pixel|patch|image|video|audio|feature|hidden|frames")
+
+
 def _looks_up(embedding: nn.Module) -> bool:
-    """Whether this can be a lookup of tokens, rather than a projection of patches or frames."""
-    projections = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    return not any(isinstance(module, projections) for module in embedding.modules())
+    """Whether this can be a lookup of tokens, rather than a projection of patches or frames. A factorised table is a
+    lookup that holds a projection."""
+    kinds = [type(module) for module in embedding.modules()]
+    if any(issubclass(kind, nn.Conv1d | nn.Conv2d | nn.Conv3d) for kind in kinds):
+        return False
+    if not any(issubclass(kind, nn.Linear) for kind in kinds):
+        return True
+    first = next(iter(inspect.signature(embedding.forward).parameters), "")
+    return any(issubclass(kind, nn.Embedding) for kind in kinds) and not _FEATURES.search(first)
 
 
 def above(model: nn.Module, part: nn.Module) -> list[nn.Module]:

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from neftune_plugins import Layout, NoiseConfig, NoiseNotAppliedError, install
 from tests.support import specification
+from tests.support.installing import untrained
 from tests.support.models import PAD, ToyModel, ToySeq2Seq, examples, padded
 
 CONFIG = NoiseConfig(alpha=5.0, seed=11)
@@ -102,12 +103,12 @@ def test_without_a_step_every_training_forward_draws_anew(model, batch):
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 def test_no_noise_without_gradients(model, batch, context):
-    with install(model, CONFIG), context():
+    with untrained(model, CONFIG), context():
         assert not model.noise(**batch).any()
 
 
 def test_no_noise_in_evaluation(model, batch):
-    with install(model, CONFIG):
+    with untrained(model, CONFIG):
         assert not model.eval().noise(**batch).any()
 
 
@@ -126,7 +127,7 @@ class Outer(nn.Module):
 def test_the_outermost_module_decides(model, batch):
     outer = Outer(model, lambda inner, ids, mask: inner(ids, attention_mask=mask)).eval()
     model.train()
-    with install(outer, CONFIG):
+    with untrained(outer, CONFIG):
         outer(**batch)
         assert torch.equal(model.entered, model.embed_tokens(batch["input_ids"]))
 
@@ -298,7 +299,7 @@ def test_a_mask_that_an_inner_model_is_not_given_is_known(model, batch):
 
 
 def test_the_tied_output_layer_stays_clean(model):
-    with install(model, CONFIG) as handle:
+    with untrained(model, CONFIG) as handle:
         assert handle.embeddings == ["embed_tokens"]
 
 
@@ -359,7 +360,7 @@ def test_a_foreign_pre_hook_that_raises_leaves_the_calls_around_it(batch):
 
 
 def test_copies_and_pickles_are_clean_and_need_no_package(model, batch, tmp_path):
-    with install(model, CONFIG):
+    with untrained(model, CONFIG):
         assert not copy.deepcopy(model).noise(**batch).any()
         assert not pickle.loads(pickle.dumps(model)).noise(**batch).any()
         state = model.state_dict()
@@ -444,8 +445,8 @@ def test_embeddings_that_were_looked_up_before_the_forward_are_noised_as_the_ids
 
 
 def test_embeddings_that_somebody_made_are_an_error_that_says_what_was_given(model, batch):
-    message = r"ToyModel went by without noise.*\(embed_tokens\).*given inputs_embeds\..*neftune_embeddings"
-    with install(model, CONFIG), pytest.raises(NoiseNotAppliedError, match=message):
+    message = r"ToyModel had no noise.*\(embed_tokens\).*given inputs_embeds\..*neftune_embeddings"
+    with untrained(model, CONFIG), pytest.raises(NoiseNotAppliedError, match=message):
         model(inputs_embeds=model.embed_tokens(batch["input_ids"]) * 2)
 
 
@@ -511,8 +512,8 @@ def test_one_stack_without_noise_is_an_error(batch, part, name):
     batch = seq2seq(batch)
     ids = batch.pop(name.replace("inputs_embeds", "input_ids"))
     batch[name] = torch.zeros(*ids.shape, DIM)
-    message = f"{part} went by without noise.*given .*inputs_embeds"
-    with install(model, CONFIG), pytest.raises(NoiseNotAppliedError, match=message):
+    message = f"{part} had no noise.*given .*inputs_embeds"
+    with untrained(model, CONFIG), pytest.raises(NoiseNotAppliedError, match=message):
         model(**batch)
 
 
@@ -526,12 +527,12 @@ def test_what_embeds_images_is_not_taken_for_an_embedding_of_tokens(model):
         def get_input_embeddings(self):
             return self.patches
 
-    with install(Patches(model), CONFIG) as handle:
+    with untrained(Patches(model), CONFIG) as handle:
         assert handle.embeddings == ["text.embed_tokens"]
 
 
 def test_evaluation_may_pass_embeddings(model, batch):
-    with install(model, CONFIG), torch.no_grad():
+    with untrained(model, CONFIG), torch.no_grad():
         model(inputs_embeds=model.embed_tokens(batch["input_ids"]))
 
 
@@ -577,7 +578,7 @@ def test_a_layout_reader_can_be_given_and_may_leave_a_batch_to_the_others(model)
 
 
 def test_what_is_installed_says_so(model):
-    with install(model, CONFIG) as handle:
+    with untrained(model, CONFIG) as handle:
         assert str(handle).startswith("neftune_noise_alpha: 5 is taken over by neftune-plugins")
         assert "noise in embed_tokens, NoiseConfig(alpha=5.0" in str(handle)
 

@@ -21,6 +21,7 @@ from neftune_plugins import (
     install,
 )
 from neftune_plugins.plugins.manager import frameworks, noise_types, plugin_manager
+from tests.support.installing import untrained
 from tests.support.models import ToyModel, examples, padded
 
 
@@ -82,10 +83,10 @@ def test_a_plugin_can_name_the_embedding_of_an_unusual_model(register):
 
     register(Finder())
     model, ids = Unusual().train(), torch.arange(5)[None]
-    with install(model, NoiseConfig(alpha=5.0)):
+    with untrained(model, NoiseConfig(alpha=5.0)):
         assert not torch.equal(model(ids), model.words.weight[ids])
     toy = ToyModel().train()
-    with install(toy, NoiseConfig(alpha=5.0)) as handle:
+    with untrained(toy, NoiseConfig(alpha=5.0)) as handle:
         assert handle.embeddings == ["embed_tokens"]
 
 
@@ -146,8 +147,10 @@ def test_observers_are_told_of_installation_steps_and_removal(register):
             told.append("removed")
 
     register(Observer())
-    with install(ToyModel(), NoiseConfig(alpha=5.0)) as handle:
+    model = ToyModel().train()
+    with install(model, NoiseConfig(alpha=5.0)) as handle:
         handle.step = 0
+        model(torch.tensor([[1, 2]]))
         handle.step = 7
     assert told == ["installed", 0, 7, "removed"]
 
@@ -178,7 +181,7 @@ def test_the_report_measures_each_example(tmp_path, monkeypatch):
     positions = torch.tensor([[*range(10), *range(30)]])
     padded_ids, mask = padded(examples([20, 4]))
     model, other = ToyModel(dim=512).train(), ToyModel(dim=512).train()
-    with install(model, NoiseConfig(alpha=5.0)) as handle, install(other, NoiseConfig(alpha=5.0)):
+    with untrained(model, NoiseConfig(alpha=5.0)) as handle, untrained(other, NoiseConfig(alpha=5.0)):
         handle.step = 3
         model(ids, None, positions)
         model(input_ids=padded_ids, attention_mask=mask)

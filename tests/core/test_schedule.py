@@ -5,6 +5,7 @@ import torch
 
 from neftune_plugins import NoiseConfig, NoiseConfigError, install
 from tests.support import specification
+from tests.support.installing import untrained
 from tests.support.models import ToyModel, examples, padded
 
 SCHEDULES = ["constant", "linear", "cosine"]
@@ -39,9 +40,11 @@ def test_the_noise_of_every_step_is_the_specified_one(schedule):
 def test_schedules_begin_at_alpha_and_end_at_zero():
     seen = {}
     for schedule in SCHEDULES:
-        with install(silent_model(), NoiseConfig(alpha=8, schedule=schedule), steps=4) as handle:
+        model = silent_model()
+        with install(model, NoiseConfig(alpha=8, schedule=schedule), steps=4) as handle:
             seen[schedule] = []
             for handle.step in range(6):
+                model(torch.tensor([[1, 2]]))
                 seen[schedule].append(handle.alpha)
     assert seen["constant"] == [8, 8, 8, 8, 8, 8]
     assert seen["linear"] == [8, 6, 4, 2, 0, 0]
@@ -84,7 +87,7 @@ def test_one_graph_for_all_steps_with_the_noise_of_eager_mode(schedule, backend)
 
 @pytest.mark.parametrize("steps", [None, -1])
 def test_a_step_of_an_unknown_number_is_an_error(steps):
-    with install(ToyModel(), NoiseConfig(alpha=5, schedule="linear"), steps=steps) as handle:
+    with untrained(ToyModel(), NoiseConfig(alpha=5, schedule="linear"), steps=steps) as handle:
         with pytest.raises(NoiseConfigError, match=r"schedule: 'linear' follows .* install\(\.\.\., steps"):
             handle.step = 0
         handle.steps = 3
@@ -95,7 +98,7 @@ def test_a_step_of_an_unknown_number_is_an_error(steps):
 def test_a_training_forward_of_an_unknown_step_is_an_error():
     ids, mask = padded(examples([5]))
     model = ToyModel().train()
-    with install(model, NoiseConfig(alpha=5, schedule="cosine"), steps=3):
+    with untrained(model, NoiseConfig(alpha=5, schedule="cosine"), steps=3):
         with torch.no_grad():
             model(ids, attention_mask=mask)
         with pytest.raises(NoiseConfigError, match="neftune_noise_schedule: 'cosine' follows"):
