@@ -55,12 +55,18 @@ class EarlyLookups:
         if not torch.compiler.is_compiling():
             self._kept.append(EarlyLookup(hook, embedding, input_ids, output))
 
-    def find(self, embeds: Tensor) -> tuple[EarlyLookup, Tensor | None] | None:
+    def find(self, embeds: Tensor, *, may_be_merged: bool) -> tuple[EarlyLookup, Tensor | None] | None:
         """The lookup that `embeds` come from, and which tokens are unchanged (bool (B, L); None if all are). None if
-        they come from none: of several that fit, the one with most unchanged tokens is taken."""
+        they come from none.
+
+        may_be_merged: whether features may have been merged into them; of several lookups that fit, the one with most
+            unchanged tokens is taken.
+        """
         for lookup in reversed(self._kept):
             if lookup.is_output(embeds):
                 return lookup, None
+        if not may_be_merged:
+            return None
         best, most = None, 0
         for lookup in reversed(self._kept):
             kept_BL = lookup.kept_in(embeds)

@@ -117,9 +117,9 @@ class Noise:
                 this.has_ungraded_call = True
         self.calls.enter(owner, self, batch, noisy, this)
         embeds = batch.get("inputs_embeds")
-        if not begins or not noisy or not isinstance(embeds, Tensor) or torch.compiler.is_compiling():
+        if not noisy or not isinstance(embeds, Tensor) or torch.compiler.is_compiling() or this.noised[owner.stream]:
             return None
-        found = self.early.find(embeds)
+        found = self.early.find(embeds, may_be_merged=begins)
         if found is None:
             return None
         lookup, kept_BL = found
@@ -201,7 +201,8 @@ class Noise:
         innermost = self.calls.stack[-1]
         calls = [call for call in self.calls.stack if call.whole is innermost.whole]
         call = call_with(calls, input_ids)
-        if call is None:
+        if call is None:  # PEFT looks an encoder-decoder's targets up before it calls the model that it wraps
+            self.early.keep(hook, embedding, input_ids, output)
             return output
         stream = call.owner.stream
         call.whole.noised[stream] = True

@@ -190,9 +190,14 @@ def add_noise_(
 def energy(noise_ND: Tensor, x_ND: Tensor, scales_N: Tensor, noise_type: NoiseType) -> Tensor:
     """Sums of squares: of the noise, of what it is on average, and of the x that have noise. Returns float32 (3,)."""
     # Token by token, which a compiler does in the loop that makes the noise.
-    noise_N, x_N = (torch.linalg.vector_norm(a_ND, dim=-1, dtype=torch.float32).square() for a_ND in (noise_ND, x_ND))
+    noise_N = torch.linalg.vector_norm(noise_ND, dim=-1).square()
+    x_N = torch.linalg.vector_norm(x_ND, dim=-1, dtype=_at_least_float32(x_ND.dtype)).square().to(torch.float32)
     expected = expected_energy(scales_N, x_ND.shape[-1], noise_type)
     return torch.stack((noise_N.sum(), expected, torch.where(scales_N > 0, x_N, 0.0).sum()))
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def expected_energy(scales_N: Tensor, dim: int, noise_type: NoiseType) -> Tensor:

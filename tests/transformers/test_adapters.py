@@ -1,0 +1,253 @@
+"""Trained adapters on embeddings: the noise enters outside of them, whichever came first. New adapters change nothing,
+so only trained ones tell."""
+
+import copy
+
+import peft
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    BartConfig,
+    Gemma2Config,
+    LlamaConfig,
+    PreTrainedModel,
+    T5Config,
+)
+
+from neftune_plugins import NoiseConfig, install
+from tests.support import specification
+
+ALPHA, SEED, STEP = 5.0, 3, 2
+CONFIG = NoiseConfig(alpha=ALPHA, seed=SEED)
+SMALL = {"vocab_size": 97, "pad_token_id": 0}
+DECODER = {
+    **SMALL,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+}
+CAUSAL = {
+    "Llama": lambda tied: LlamaConfig(**DECODER, tie_word_embeddings=tied),
+    "Gemma2": lambda tied: Gemma2Config(**DECODER, tie_word_embeddings=tied),
+}
+SEQ2SEQ = {
+    "T5": lambda tied: T5Config(
+        **SMALL,
+        d_model=32,
+        d_kv=8,
+        d_ff=32,
+        num_layers=1,
+        num_heads=4,
+        dropout_rate=0,
+        decoder_start_token_id=0,
+        tie_word_embeddings=tied,
+    ),
+    "BART": lambda tied: BartConfig(
+        **SMALL,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        dropout=0,
+        decoder_start_token_id=0,
+        forced_eos_token_id=None,
+        tie_word_embeddings=tied,
+    ),
+}
+IDS = torch.tensor([[5, 6, 7, 8, 9], [7, 8, 0, 0, 0]])
+MASK = (IDS != 0).long()
+TARGETS = torch.tensor([[9, 8, 7, 1], [5, 1, 0, 0]])
+
+
+def adapters(task: str) -> dict[str, peft.PeftConfig]:
+    one = {"target_modules": ["embed_tokens"], "task_type": task}
+    other = {"target_modules": r".*\.(v|v_proj)", "task_type": task}
+    return {
+        "LoRA": peft.LoraConfig(r=4, **one),
+        "DoRA": peft.LoraConfig(r=4, use_dora=True, **one),
+        "saved": peft.LoraConfig(r=4, modules_to_save=["embed_tokens"], **other),
+        "tokens": peft.TrainableTokensConfig(token_indices=[5, 7], **one),
+        "tokens beside LoRA": peft.LoraConfig(r=4, trainable_token_indices={"embed_tokens": [5, 7]}, **other),
+        "the parameter": peft.LoraConfig(r=4, target_parameters=["embed_tokens.weight"], task_type=task),
+    }
+
+
+def model_of(family: str, tied: bool) -> PreTrainedModel:
+    torch.manual_seed(0)
+    kind, config = (
+        (AutoModelForCausalLM, CAUSAL[family]) if family in CAUSAL else (AutoModelForSeq2SeqLM, SEQ2SEQ[family])
+    )
+    return kind.from_config(config(tied))
+
+
+def train(model: nn.Module) -> None:
+    """As if it had been trained for long: every trainable parameter is far from where it began."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad and parameter.is_floating_point():
+                parameter.mul_(1 + torch.rand_like(parameter)).add_(torch.randn_like(parameter) * 0.3)
+
+
+def entered(model: nn.Module, *, seq2seq: bool) -> list[torch.Tensor]:
+    """What the first consumer of each stack's embedding is given in a training forward and backward."""
+    base = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    if seq2seq:
+        stacks = [base.get_encoder(), base.get_decoder()]
+        first = [getattr(stack, "layernorm_embedding", None) or stack.block[0] for stack in stacks]
+    else:
+        first = [base.model.layers[0]]
+    seen: list[torch.Tensor] = []
+    hooks = [
+        module.register_forward_pre_hook(
+            lambda m, args, kwargs: seen.append((args[0] if args else kwargs["hidden_states"]).detach().clone()),
+            with_kwargs=True,
+        )
+        for module in first
+    ]
+    batch = {"input_ids": IDS, "attention_mask": MASK, "labels": TARGETS if seq2seq else IDS}
+    if seq2seq:
+        batch["decoder_input_ids"] = TARGETS
+    model.train()(**batch).loss.backward()
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def assert_specified(difference: torch.Tensor, ids: torch.Tensor, stream: int) -> None:
+    for row, tokens in zip(difference, ids, strict=True):
+        real = tokens != 0
+        expected = specification.noise(
+            tokens[real].tolist(), row.shape[-1], alpha=ALPHA, seed=SEED, step=STEP, stream=stream
+        )
+        torch.testing.assert_close(row[real], torch.tensor(expected), rtol=0, atol=2e-5)
+        assert not row[~real].any()
+
+
+CASES = [
+    pytest.param(family, tied, name, first, id=f"{family}-{'tied' if tied else 'untied'}-{name}-{first} first")
+    for family in (*CAUSAL, *SEQ2SEQ)
+    for tied in (True, False)
+    for name in adapters("CAUSAL_LM")
+    for first in ("adapter", "noise")
+    if tied or family != "BART"
+]
+
+
+@pytest.mark.parametrize(("family", "tied", "name", "first"), CASES)
+def test_the_noise_is_outside_of_a_trained_adapter(family, tied, name, first):
+    seq2seq = family in SEQ2SEQ
+    config = copy.deepcopy(adapters("SEQ_2_SEQ_LM" if seq2seq else "CAUSAL_LM")[name])
+    model = model_of(family, tied)
+    if first == "noise":
+        handle = install(model, CONFIG)
+        model = peft.get_peft_model(model, config)
+    else:
+        model = peft.get_peft_model(model, config)
+        handle = install(model, CONFIG)
+    train(model)
+    handle.step = STEP
+    noisy = entered(model, seq2seq=seq2seq)
+    handle.remove()
+    clean = entered(model, seq2seq=seq2seq)
+    for stream, (with_noise, without) in enumerate(zip(noisy, clean, strict=True)):
+        assert_specified(with_noise - without, TARGETS if stream else IDS, stream)
+
+
+@pytest.mark.parametrize("end", ["unload", "merge_and_unload"])
+@pytest.mark.parametrize("name", ["LoRA", "DoRA", "saved"])
+def test_the_noise_stays_when_adapters_go(name, end):
+    model = peft.get_peft_model(model_of("Llama", tied=False), copy.deepcopy(adapters("CAUSAL_LM")[name]))
+    train(model)
+    inner = model.get_base_model()
+    with install(inner, CONFIG) as handle:
+        handle.step = 0
+        inner.train()(input_ids=IDS, attention_mask=MASK, labels=IDS).loss.backward()
+        handle.step = STEP
+        inner = getattr(model, end)().requires_grad_(True)
+        (noisy,) = entered(inner, seq2seq=False)
+    (clean,) = entered(inner, seq2seq=False)
+    assert_specified(noisy - clean, IDS, 0)
+
+
+# What each method needs beside the modules of the attention, of a model that is 256 wide.
+SETTINGS = {
+    "ADALORA": {"init_r": 4, "target_r": 2, "total_step": 9},
+    "C3A": {"block_size": 64},
+    "IA3": {"feedforward_modules": []},
+    "MISS": {"r": 8},
+    "ROAD": {"group_size": 64},
+    "SHIRA": {"r": 2},
+    "VBLORA": {"vector_length": 64, "num_vectors": 8},
+    "WAVEFT": {"n_frequency": 64},
+}
+# These change more than layers of the attention, or need an adapter that exists: they have cases of their own.
+ELSEWHERE = {"MIXED", "SHADOW", "TRAINABLE_TOKENS", "XLORA", "ADAPTION_PROMPT", "MULTITASK_PROMPT_TUNING", "POLY", "ADAMSS"}
+
+
+def methods() -> dict[str, type[peft.PeftConfig]]:
+    mapping = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING
+    return {str(getattr(kind, "value", kind)): cls for kind, cls in mapping.items()}
+
+
+@pytest.mark.parametrize("name", sorted(set(methods()) - ELSEWHERE))
+def test_every_method_leaves_the_noise_as_it_is(name):
+    cls = methods()[name]
+    fields = cls.__dataclass_fields__
+    settings = {"task_type": "CAUSAL_LM", **SETTINGS.get(name, {})}
+    if "num_virtual_tokens" in fields:
+        settings["num_virtual_tokens"] = 4
+    elif "target_modules" in fields:
+        settings["target_modules"] = ["q_proj", "v_proj"]
+    torch.manual_seed(0)
+    wide = DECODER | {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 64}
+    model = peft.get_peft_model(AutoModelForCausalLM.from_config(LlamaConfig(**wide)), cls(**settings))
+    noisy = []
+    with install(model, CONFIG) as handle:
+        handle.step = STEP
+        noisy = last_of(model)
+    clean = last_of(model)
+    difference = (noisy - clean)[:, -IDS.shape[1] :]
+    assert_specified(difference, IDS, 0)
+    assert not (noisy - clean)[:, : -IDS.shape[1]].any()
+
+
+def last_of(model: nn.Module) -> torch.Tensor:
+    """What the first block is given in the last pass of a training forward: some methods make two."""
+    seen = []
+    block = model.get_base_model().model.layers[0]
+    hook = block.register_forward_pre_hook(lambda m, args: seen.append(args[0].detach().clone()))
+    model.train()(input_ids=IDS, attention_mask=MASK, labels=IDS).loss.backward()
+    hook.remove()
+    return seen[-1]
+
+
+def test_multitask_prompt_tuning_of_an_encoder_decoder_that_is_given_labels_alone():
+    config = peft.MultitaskPromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4, num_tasks=2)
+    model = peft.get_peft_model(model_of("T5", tied=True), config).train()
+    base = model.get_base_model()
+    batch = {"input_ids": IDS, "attention_mask": MASK, "labels": TARGETS, "task_ids": torch.tensor([0, 1])}
+    seen = []
+    for stack in (base.encoder, base.decoder):
+        stack.block[0].register_forward_pre_hook(lambda m, args: seen.append(args[0].detach().clone()))
+    with install(model, CONFIG) as handle:
+        handle.step = STEP
+        model(**batch).loss.backward()
+    model(**batch)
+    encoder, decoder = (noisy - clean for noisy, clean in zip(seen[:2], seen[2:], strict=True))
+    assert_specified(encoder[:, 4:], IDS, 0)
+    assert not encoder[:, :4].any()
+    shifted = torch.cat((torch.zeros(2, 1, dtype=torch.int64), TARGETS[:, :-1]), 1)
+    for row, tokens in zip(decoder, shifted, strict=True):  # begins with the padding id
+        end = int(tokens.nonzero()[-1]) + 1
+        expected = specification.noise(tokens[:end].tolist(), 32, alpha=ALPHA, seed=SEED, step=STEP, stream=1)
+        torch.testing.assert_close(row[:end], torch.tensor(expected), rtol=0, atol=2e-5)
