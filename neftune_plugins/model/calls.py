@@ -136,6 +136,13 @@ def call_with(calls: list[Call], input_ids: Tensor) -> Call | None:
     return alike
 
 
+def is_of_labels(calls: list[Call], input_ids: Tensor) -> bool:
+    """Whether these ids, which no call was given, can be the labels of one, shifted: PEFT's prompt tuning of an
+    encoder-decoder looks targets up before it calls the model that it wraps."""
+    labels = [call.batch.get("labels") for call in calls]
+    return any(isinstance(found, Tensor) and found.shape == input_ids.shape for found in labels)
+
+
 def batch_of(call: Call, calls: list[Call]) -> dict[str, Any]:
     """The arguments of that call, completed by those of the calls around it that were given the same ids (RWKV keeps
     the mask from its inner model). `outer`: the arguments of all calls around it, outermost first."""

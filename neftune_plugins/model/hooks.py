@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from neftune_plugins.errors import NEFTuneError, NoiseNotAppliedError
 from neftune_plugins.model.adding import add
-from neftune_plugins.model.calls import CALLS, Call, Pass, batch_of, call_with, in_backward
+from neftune_plugins.model.calls import CALLS, Call, Pass, batch_of, call_with, in_backward, is_of_labels
 from neftune_plugins.model.early import EarlyLookups
 from neftune_plugins.model.metrics import Measurements
 from neftune_plugins.model.recompute import Recomputable
@@ -44,6 +44,7 @@ class Noise:
     measurements: of the noise, or None.
     step_missing: gives the error for a training forward pass whose step nobody set, if the configuration needs steps.
     refresh: called before each outermost call: the model may have been changed since (PEFT replaces embeddings).
+    has_decoder: whether the model is an encoder-decoder.
     """
 
     def __init__(
@@ -58,7 +59,9 @@ class Noise:
         measurements: Measurements | None,
         step_missing: Callable[[], NEFTuneError | None],
         refresh: Callable[[], None],
+        has_decoder: bool,
     ) -> None:
+        self.has_decoder = has_decoder
         self.noise_type = noise_type
         self.padded_length = padded_length
         self.embeddings = embeddings
@@ -201,13 +204,18 @@ class Noise:
         innermost = self.calls.stack[-1]
         calls = [call for call in self.calls.stack if call.whole is innermost.whole]
         call = call_with(calls, input_ids)
-        if call is None:  # PEFT looks an encoder-decoder's targets up before it calls the model that it wraps
+        if call is not None:
+            stream = call.owner.stream
+            given = batch_of(call, calls)
+        elif self.has_decoder and is_of_labels(calls, input_ids):
+            stream = 1
+            given = {"input_ids": input_ids}
+        else:
             self.early.keep(hook, embedding, input_ids, output)
             return output
-        stream = call.owner.stream
-        call.whole.noised[stream] = True
+        innermost.whole.noised[stream] = True
         self.watch.note_noise()
-        batch = whole({**batch_of(call, calls), "is_decoder": bool(stream)})
+        batch = whole({**given, "is_decoder": bool(stream)})
         layout = self.layout(batch)
         keys = token_keys(batch["input_ids"], layout, self.keys[stream], self.step)
         scales = token_scales(layout, output.shape[-1], self.alpha / hook.scale, padded_length=self.padded_length)

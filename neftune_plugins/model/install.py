@@ -133,6 +133,7 @@ class Handle:
             measurements=self.measurements,
             step_missing=self._step_missing,
             refresh=self._refresh,
+            has_decoder=structure.decoder(model) is not None,
         )
         embeddings = _embeddings(model)
         self._embedding_hooks = _EmbeddingHooks(model, self._noise)

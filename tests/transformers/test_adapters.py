@@ -191,7 +191,16 @@ SETTINGS = {
     "WAVEFT": {"n_frequency": 64},
 }
 # These change more than layers of the attention, or need an adapter that exists: they have cases of their own.
-ELSEWHERE = {"MIXED", "SHADOW", "TRAINABLE_TOKENS", "XLORA", "ADAPTION_PROMPT", "MULTITASK_PROMPT_TUNING", "POLY", "ADAMSS"}
+ELSEWHERE = {
+    "MIXED",
+    "SHADOW",
+    "TRAINABLE_TOKENS",
+    "XLORA",
+    "ADAPTION_PROMPT",
+    "MULTITASK_PROMPT_TUNING",
+    "POLY",
+    "ADAMSS",
+}
 
 
 def methods() -> dict[str, type[peft.PeftConfig]]:
@@ -247,7 +256,8 @@ def test_multitask_prompt_tuning_of_an_encoder_decoder_that_is_given_labels_alon
     assert_specified(encoder[:, 4:], IDS, 0)
     assert not encoder[:, :4].any()
     shifted = torch.cat((torch.zeros(2, 1, dtype=torch.int64), TARGETS[:, :-1]), 1)
-    for row, tokens in zip(decoder, shifted, strict=True):  # begins with the padding id
+    assert not decoder[:, :4].any()
+    for row, tokens in zip(decoder[:, 4:], shifted, strict=True):  # begins with the padding id
         end = int(tokens.nonzero()[-1]) + 1
         expected = specification.noise(tokens[:end].tolist(), 32, alpha=ALPHA, seed=SEED, step=STEP, stream=1)
         torch.testing.assert_close(row[:end], torch.tensor(expected), rtol=0, atol=2e-5)
