@@ -181,26 +181,22 @@ def test_the_noise_stays_when_adapters_go(name, end):
 
 # What each method needs beside the modules of the attention, of a model that is 256 wide.
 SETTINGS = {
+    "ADAPTION_PROMPT": {"adapter_len": 4, "adapter_layers": 1},
+    "MULTITASK_PROMPT_TUNING": {"num_tasks": 2},
     "ADALORA": {"init_r": 4, "target_r": 2, "total_step": 9},
     "C3A": {"block_size": 64},
     "IA3": {"feedforward_modules": []},
     "MISS": {"r": 8},
+    "POLY": {"n_tasks": 2},
     "ROAD": {"group_size": 64},
     "SHIRA": {"r": 2},
     "VBLORA": {"vector_length": 64, "num_vectors": 8},
     "WAVEFT": {"n_frequency": 64},
 }
-# These change more than layers of the attention, or need an adapter that exists: they have cases of their own.
-ELSEWHERE = {
-    "MIXED",
-    "SHADOW",
-    "TRAINABLE_TOKENS",
-    "XLORA",
-    "ADAPTION_PROMPT",
-    "MULTITASK_PROMPT_TUNING",
-    "POLY",
-    "ADAMSS",
-}
+OWN_TARGETS = {"ADAPTION_PROMPT", "SHADOW"}  # these find the layers that they change by themselves
+TASKS = {"MULTITASK_PROMPT_TUNING", "POLY"}  # these are told the task of each row
+# Trainable tokens are on the embedding (above), and X-LoRA mixes adapters that exist (below).
+ELSEWHERE = {"TRAINABLE_TOKENS", "XLORA"}
 
 
 def methods() -> dict[str, type[peft.PeftConfig]]:
@@ -215,7 +211,7 @@ def test_every_method_leaves_the_noise_as_it_is(name):
     settings = {"task_type": "CAUSAL_LM", **SETTINGS.get(name, {})}
     if "num_virtual_tokens" in fields:
         settings["num_virtual_tokens"] = 4
-    elif "target_modules" in fields:
+    elif "target_modules" in fields and name not in OWN_TARGETS:
         settings["target_modules"] = ["q_proj", "v_proj"]
     torch.manual_seed(0)
     wide = DECODER | {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 64}
@@ -223,21 +219,43 @@ def test_every_method_leaves_the_noise_as_it_is(name):
     noisy = []
     with install(model, CONFIG) as handle:
         handle.step = STEP
-        noisy = last_of(model)
-    clean = last_of(model)
+        noisy = last_of(model, name)
+    clean = last_of(model, name)
     difference = (noisy - clean)[:, -IDS.shape[1] :]
     assert_specified(difference, IDS, 0)
     assert not (noisy - clean)[:, : -IDS.shape[1]].any()
 
 
-def last_of(model: nn.Module) -> torch.Tensor:
+def last_of(model: nn.Module, name: str) -> torch.Tensor:
     """What the first block is given in the last pass of a training forward: some methods make two."""
     seen = []
     block = model.get_base_model().model.layers[0]
-    hook = block.register_forward_pre_hook(lambda m, args: seen.append(args[0].detach().clone()))
-    model.train()(input_ids=IDS, attention_mask=MASK, labels=IDS).loss.backward()
+
+    def see(module: nn.Module, args: tuple[object, ...]) -> None:
+        states = getattr(args[0], "hidden", args[0])  # SHADOW carries two
+        seen.append(states.detach().clone())
+
+    hook = block.register_forward_pre_hook(see)
+    tasks = {"task_ids": torch.tensor([0, 1])} if name in TASKS else {}
+    model.train()(input_ids=IDS, attention_mask=MASK, **tasks).logits.logsumexp(-1).sum().backward()
     hook.remove()
     return seen[-1]
+
+
+def test_x_lora_has_the_noise_in_its_second_pass(tmp_path):
+    """Its first pass, without gradients and adapters, weighs the adapters."""
+    lora = peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    for number in "01":
+        peft.get_peft_model(model_of("Llama", tied=False), lora).save_pretrained(tmp_path / number)
+    model = model_of("Llama", tied=False)
+    model.config.use_cache = False
+    adapters = {number: str(tmp_path / number) for number in "01"}
+    config = peft.XLoraConfig(task_type="CAUSAL_LM", hidden_size=32, xlora_depth=2, xlora_size=16, adapters=adapters)
+    model = peft.get_peft_model(model, config)
+    with install(model, CONFIG) as handle:
+        handle.step = STEP
+        noisy = last_of(model, "XLORA")
+    assert_specified(noisy - last_of(model, "XLORA"), IDS, 0)
 
 
 def test_multitask_prompt_tuning_of_an_encoder_decoder_that_is_given_labels_alone():
