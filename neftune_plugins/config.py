@@ -24,7 +24,10 @@ def _field(default: Any, *, key: str, annotation: Any, help: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseConfig:
-    """How noisy the embeddings are.
+    """How noisy the embeddings are: one field for each configuration key.
+
+    >>> NoiseConfig(alpha=5, schedule="linear").alpha
+    5
 
     Every field stands for one key; its metadata hold the `key`, the type `annotation` of the key in a framework's
     schema, where it may be left out, and the `help` text.

@@ -35,7 +35,7 @@ def install(
 ) -> "Handle":
     """Add NEFTune noise (arXiv 2310.05914) to the input embeddings of `model` while it trains.
 
-    >>> with install(model, NoiseConfig(alpha=5)) as noise:
+    >>> with install(model.train(), NoiseConfig(alpha=5)) as noise:
     ...     for noise.step, batch in enumerate(batches):
     ...         model(**batch).loss.backward()
 
@@ -55,7 +55,7 @@ def install(
     without noise raises NoiseNotAppliedError, and so does an optimisation step without one.
     """
     check_type(config)
-    earlier = [handle for handle in list(_handles) if handle.installed and _overlap(handle.model, model)]
+    earlier = [handle for handle in _handles if handle.installed and _overlap(handle.model, model)]
     handle = Handle(model, config, seed or 0, steps, pad_token_id, layout_reader)
     try:
         plugin_manager().hook.neftune_installed(handle=handle)

@@ -37,7 +37,10 @@ _CHUNK_ON_ACCELERATOR = 1 << 24
 
 @dataclass(frozen=True)
 class NoiseType:
-    """A distribution of the noise.
+    """A distribution of the noise, for `neftune_noise_type`.
+
+    >>> NoiseType("coin", lambda bits: ((bits >> 31) | 1).to(torch.float32), rms=1.0, summary="-1 or +1")
+    NoiseType(name='coin', ...)
 
     name: what `neftune_noise_type` says.
     draw: (bits: int32 tensor of any shape, of which the upper 24 are uniformly random) -> float32 tensor of that shape,

@@ -12,6 +12,9 @@ from neftune_plugins.plugins.manager import noise_types
 def resolve(keys: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> NoiseConfig | None:
     """The configuration from a framework's `keys`, and from what was `given` to a callback by the names of the fields.
 
+    >>> resolve({"neftune_noise_alpha": 5, "learning_rate": 1e-4}).alpha
+    5
+
     None where neither asks for noise. Raises NoiseConfigError as `NoiseConfig.from_keys` does, where both say something
     different, and for a noise type that no plugin provides; TypeError for a name that no field has.
     """
