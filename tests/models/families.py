@@ -6,6 +6,23 @@ from typing import Any
 
 # Fields of configurations that the rules of `tests.models.tiny` do not find.
 CONFIGS: dict[str, dict[str, Any]] = {
+    "apertus1p5": {
+        "image_token_offset": 120,
+        "audio_token_offset": 136,
+        "vision_config": {"codebook_size": 16},
+        "audio_config": {"codebook_size": 16},
+    },
+    # Its to_dict doubles the numbers of layers, and from_dict halves them.
+    "dory": {
+        "num_hidden_layers": 6,
+        "n_input_layers": 2,
+        "n_recurrent_layers": 2,
+        "n_output_layers": 2,
+        "layer_types": ["sliding_attention", "mlp", "sliding_attention", "mlp", "full_attention", "mlp"],
+    },
+    "hy_v4_vl": {
+        "text_config": {"rope_parameters": {"mrope_section": [2, 1, 1]}, "qk_rope_head_dim": 8, "index_topk": 8}
+    },
     "aria": {"projector_patch_to_query_dict": {"16": 8}},
     "blt": {"encoder_hash_byte_group_vocab": 200},
     "chameleon": {"vocabulary_map": {"<image>": 110}},
