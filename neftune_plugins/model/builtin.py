@@ -4,7 +4,8 @@ layouts and the finder of embeddings."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from neftune_plugins.model import structure
 from neftune_plugins.model.scales import SCALES
 from neftune_plugins.noise.draw import NoiseType
+from neftune_plugins.noise.kernels import KernelDraw
 from neftune_plugins.noise.layout import LayoutReader, read_layout
 from neftune_plugins.plugins.hookspecs import hookimpl
 
@@ -32,12 +34,36 @@ def _bernoulli(bits: Tensor) -> Tensor:
     return ((bits >> 31) | 1).to(torch.float32)
 
 
+def _of_triton(name: str) -> Callable[[], Any]:
+    """The draw of that name, whose import needs Triton."""
+
+    def find() -> Any:
+        from neftune_plugins.noise.kernels import accelerator
+
+        return getattr(accelerator, name)
+
+    return find
+
+
 @hookimpl(trylast=True)
 def neftune_noise_types() -> Iterable[NoiseType]:
     return [
-        NoiseType("uniform", _uniform, rms=3**-0.5, unit=2.0**-23, summary="U(-1, 1), the paper's"),
+        NoiseType(
+            "uniform",
+            _uniform,
+            rms=3**-0.5,
+            unit=2.0**-23,
+            summary="U(-1, 1), the paper's",
+            kernel=KernelDraw("(float)(bits >> 8)", _of_triton("uniform")),
+        ),
         NoiseType("gaussian", _gaussian, rms=1.0, summary="N(0, 1)"),
-        NoiseType("bernoulli", _bernoulli, rms=1.0, summary="-1 or +1, each with probability 1/2"),
+        NoiseType(
+            "bernoulli",
+            _bernoulli,
+            rms=1.0,
+            summary="-1 or +1, each with probability 1/2",
+            kernel=KernelDraw("(float)((bits >> 31) | 1)", _of_triton("bernoulli")),
+        ),
     ]
 
 

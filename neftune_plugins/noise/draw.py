@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from neftune_plugins.noise.kernels import KernelDraw, kernel_for
 from neftune_plugins.noise.layout import Layout, total_per_example
 
 
@@ -49,6 +50,7 @@ class NoiseType:
         folds without rounding.
     rms: root mean square of unit noise: the noise of one embedding has norm about `alpha * rms / sqrt(L)`.
     summary: one line for listings.
+    kernel: the same draw for the fast paths; without it the noise of this type is added by plain tensor code.
     """
 
     name: str
@@ -56,6 +58,7 @@ class NoiseType:
     rms: float
     unit: float = 1.0
     summary: str = ""
+    kernel: KernelDraw | None = None
 
 
 def splitmix64(value: int) -> int:
@@ -173,30 +176,50 @@ def add_noise_(
     code_D: Tensor | None = None,
     energy_3: Tensor | None = None,
 ) -> Tensor:
-    """`add_noise` in place and out of autograd's sight (the gradient is the identity), chunk by chunk, so that the
-    scratch stays small. x_ND must be contiguous. Returns x_ND."""
-    dim = x_ND.shape[-1]
+    """`add_noise` in place and out of autograd's sight (the gradient is the identity): in one pass where there is a
+    kernel, and else chunk by chunk, so that the scratch stays small. x_ND must be contiguous. Returns x_ND."""
     if code_D is None:
-        code_D = _all_codes(dim, x_ND.device)
-    unit_scales_N = scales_N * noise_type.unit
+        code_D = _all_codes(x_ND.shape[-1], x_ND.device)
+
+    def plain(x_ND: Tensor, keys_N: Tensor, unit_scales_N: Tensor, code_D: Tensor, measures: bool) -> Tensor | None:
+        return _add_in_chunks(x_ND, keys_N, unit_scales_N, code_D, noise_type, measures)
+
+    add = kernel_for(x_ND, noise_type.name, noise_type.kernel, plain) or plain
+    energy_2 = add(x_ND, keys_N, scales_N * noise_type.unit, code_D, energy_3 is not None)
+    if energy_3 is not None and energy_2 is not None:
+        expected = expected_energy(scales_N, x_ND.shape[-1], noise_type)
+        energy_3 += torch.stack((energy_2[0], expected, energy_2[1]))
+    return x_ND
+
+
+def _add_in_chunks(
+    x_ND: Tensor, keys_N: Tensor, unit_scales_N: Tensor, code_D: Tensor, noise_type: NoiseType, measures: bool
+) -> Tensor | None:
+    """The plain path of `kernels.Add`."""
     elements = _CHUNK_PER_THREAD * torch.get_num_threads() if x_ND.device.type == "cpu" else _CHUNK_ON_ACCELERATOR
-    chunk = max(1, elements // dim)
+    chunk = max(1, elements // x_ND.shape[-1])
+    energy_2 = torch.zeros(2, device=x_ND.device) if measures else None
     for first in range(0, x_ND.shape[0], chunk):
         rows = slice(first, first + chunk)
         noise_ND = _noise(keys_N[rows], unit_scales_N[rows], code_D, noise_type)
-        if energy_3 is not None:
-            energy_3 += energy(noise_ND, x_ND[rows], scales_N[rows], noise_type)
+        if energy_2 is not None:
+            energy_2 += _energy(noise_ND, x_ND[rows], unit_scales_N[rows])
         x_ND[rows] += noise_ND
-    return x_ND
+    return energy_2
 
 
 def energy(noise_ND: Tensor, x_ND: Tensor, scales_N: Tensor, noise_type: NoiseType) -> Tensor:
     """Sums of squares: of the noise, of what it is on average, and of the x that have noise. Returns float32 (3,)."""
+    noise, x = _energy(noise_ND, x_ND, scales_N)
+    return torch.stack((noise, expected_energy(scales_N, x_ND.shape[-1], noise_type), x))
+
+
+def _energy(noise_ND: Tensor, x_ND: Tensor, scales_N: Tensor) -> Tensor:
+    """Sums of squares of the noise and of the x that have noise. Returns float32 (2,)."""
     # Token by token, which a compiler does in the loop that makes the noise.
     noise_N = torch.linalg.vector_norm(noise_ND, dim=-1).square()
     x_N = torch.linalg.vector_norm(x_ND, dim=-1, dtype=_at_least_float32(x_ND.dtype)).square().to(torch.float32)
-    expected = expected_energy(scales_N, x_ND.shape[-1], noise_type)
-    return torch.stack((noise_N.sum(), expected, torch.where(scales_N > 0, x_N, 0.0).sum()))
+    return torch.stack((noise_N.sum(), torch.where(scales_N > 0, x_N, 0.0).sum()))
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
