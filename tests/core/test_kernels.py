@@ -169,6 +169,8 @@ def test_the_library_is_built_once_into_a_folder_of_the_user_alone(tmp_path):
 
 
 def _run(script: str, **environment: str) -> dict:
+    if sys.version_info[:2] != (3, 12):
+        pytest.skip("Triton is the same on every Python: one is enough")
     pytest.importorskip("triton")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
@@ -190,7 +192,7 @@ for name in {WITH_KERNEL}:
     add = triton_kernel(kind.kernel)
     for dtype in DTYPES:
         for dim in {DIMS}:
-            x, keys, scales = batch(dim, dtype)
+            x, keys, scales = batch(dim, dtype, rows=3)
             one, other, codes = x.clone(), x.clone(), _all_codes(dim, x.device)
             found = add(one, keys, scales * kind.unit, codes, True)
             want = _add_in_chunks(other, keys, scales * kind.unit, codes, kind, True)

@@ -15,8 +15,8 @@ from neftune_plugins.noise.kernels import Add, KernelDraw
 BLOCK, WARPS = 1024, 4
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def add_noise_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def add_noise_kernel(
     x_ptr,
     keys_ptr,
     scales_ptr,
@@ -51,8 +51,8 @@ def add_noise_kernel(  # type: ignore[no-untyped-def]
             tl.store(sums + 1, tl.sum(x * x))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _rounded(value, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _rounded(value, dtype: tl.constexpr):
     """float32 to `dtype`, to nearest even. bfloat16 in integers: Triton's interpreter cuts it off."""
     if dtype == tl.bfloat16:
         bits = value.to(tl.int32, bitcast=True)
@@ -64,13 +64,13 @@ def _rounded(value, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
     return result
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def uniform(bits):  # type: ignore[no-untyped-def]
+@triton.jit
+def uniform(bits):
     return (bits >> 8).to(tl.float32)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def bernoulli(bits):  # type: ignore[no-untyped-def]
+@triton.jit
+def bernoulli(bits):
     return ((bits >> 31) | 1).to(tl.float32)
 
 
