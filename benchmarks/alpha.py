@@ -119,7 +119,7 @@ def recorded() -> str:
             _metrics(noisy, _difference),
             "*padded* minus *sequence* at the same alpha:",
             _metrics(found["padded less sequence"], _difference),
-            "The noise that entered the model, as [logged by the runs](metrics.md); the paper's norm is alpha / sqrt(3):",
+            "The noise in the model, as [logged by the runs](metrics.md); the paper's norm is alpha / sqrt(3):",
             table(("", "norm", "relative to the paper's", "signal to noise, dB"), noise),
             "The report's warnings:",
             "\n".join(f"- {warning}" for warning in summary["warnings"]),

@@ -333,9 +333,9 @@ Look up whether your model gets the right noise, with this package and with the 
 
 The table covers the architectures of transformers {version}: each class of its mappings for causal LM, sequence to
 sequence, image-text-to-text and speech-to-text, as a tiny model with random weights. Each class runs one forward and
-backward pass in training with the native hook (`transformers.integrations.neftune`) and one with this package. The noise
-that enters the first block, of encoder and decoder separately, is compared with the paper's alpha / sqrt(3 L d) in each
-of three padded examples.
+backward pass in training with the native hook (`transformers.integrations.neftune`) and one with this package. The
+survey compares the noise that enters the first block, of encoder and decoder separately, with the paper's
+alpha / sqrt(3 L d) in each of three padded examples.
 
 ```bash
 tox run -e models --notest
@@ -344,11 +344,11 @@ tox run -e models --notest
 
 - *right*: within {errors} standard errors of the paper's noise in every example, and no noise on padding.
 - *padded L*: L is the width of the batch, and padding is noised.
-- *scaled n*: the model multiplies the noised embedding by n. The survey sets embedding multipliers to 3 and turns scaled
-  embeddings on; a width of 64 gives a factor of 8.
+- *scaled n*: the model multiplies the noised embedding by n. The survey sets embedding multipliers to 3 and turns on
+  scaled embeddings; a width of 64 gives a factor of 8.
 - *silent*: the model trains without noise, without an error or a warning.
-- *refused*: installation or the first forward pass in training raises an error that names the reason. *error*: it raises
-  another error.
+- *refused*: installation or the first forward pass in training raises an error that names the reason. *error*: it
+  raises another error.
 - *no text*: the ids are audio codes, several per frame.
 
 {total} classes; {ran} of them could be made tiny and trained. Of encoder and decoder, the worse result counts.
