@@ -17,6 +17,7 @@ from neftune_plugins.noise.layout import read_layout
 from neftune_plugins.plugins.manager import frameworks, noise_types, plugin_manager
 from tests.support import specification
 from tests.support.documentation import ROOT, shown, shown_everywhere, unchecked
+from tests.support.installing import untrained
 from tests.support.models import ToyModel, examples, padded
 from tests.support.shell import CHECKS, STRANGERS, command_lines
 
@@ -168,7 +169,7 @@ def test_the_loop_that_needs_nothing_else():
 
 def test_the_line_in_the_log():
     model = torch.nn.ModuleDict({"model": ToyModel()})
-    with install(model, NoiseConfig(alpha=5)) as noise:
+    with untrained(model, NoiseConfig(alpha=5)) as noise:
         assert str(noise).startswith(shown("docs/start.md", "text").strip().removesuffix("..."))
 
 
@@ -211,7 +212,7 @@ def test_the_finder_of_embeddings(module):
 def test_the_reader_of_batches(module):
     module(shown("docs/plugins.md", "python", 2))
     model, (ids, _) = ToyModel().train(), padded(examples([5, 9]))
-    with install(model, NoiseConfig(alpha=5)) as noise:
+    with untrained(model, NoiseConfig(alpha=5)) as noise:
         layout = noise.layout({"input_ids": ids, "lengths": torch.tensor([5, 9])})
         assert layout.real_BL.sum(-1).tolist() == [5, 9]
         assert noise.layout({"input_ids": ids}).real_BL.all()
