@@ -160,6 +160,21 @@ def test_loops_of_ones_own(code):
     assert not model._forward_pre_hooks
 
 
+def test_gradient_caching():
+    """Both passes have the same noise, of which the first is computed without gradients."""
+    ids, mask = padded(examples([5, 9]))
+    model = Model().train()
+    with install(model, NoiseConfig(alpha=5)) as noise:
+        noise.step = 0
+        exec(
+            shown("docs/core.md", "python", 1),
+            scope := {"model": model, "noise": noise, "batch": {"input_ids": ids, "attention_mask": mask}},
+        )
+    first, second = model.all_entered
+    assert torch.equal(first, second) and not torch.equal(first, model.embed_tokens.weight[ids])
+    assert not scope["cached"].loss.requires_grad and scope["again"].loss.requires_grad
+
+
 def test_the_loop_that_needs_nothing_else():
     scope: dict = {}
     exec(shown("docs/start.md", "python", 1), scope)

@@ -1,4 +1,4 @@
-"""The picture of the rings in docs/architecture.md, from the contract in `pyproject.toml` and the imports that grimp finds.
+"""The picture of the rings in docs/architecture.md, from the contract in `pyproject.toml` and grimp's graph of imports.
 
 python -m tests.support.documentation      # writes docs/images/rings.svg
 """
@@ -71,10 +71,11 @@ def described(ring: list[str]) -> str:
 
 
 def picture() -> str:
-    lines, y, middles = [], _TOP, []
+    """The rings as SVG, the outermost first, with an arrow for each import."""
     adapters = ", ".join(sorted(path.name for path in (ROOT / "adapters").iterdir() if (path / "__init__.py").exists()))
     boxes = [("outer", "adapters", f"{adapters}. They import public names of {PACKAGE} only.")]
     boxes += [("box", ", ".join(ring), described(ring)) for ring in rings()]
+    lines, y, middles = [], _TOP, []
     for kind, name, text in boxes:
         wrapped = textwrap.wrap(text, 78)
         height = 30 + _LINE * len(wrapped)
@@ -84,26 +85,33 @@ def picture() -> str:
             lines.append(f'  <text class="quiet" x="{_LEFT + 12}" y="{y + 40 + _LINE * number}">{escape(line)}</text>')
         middles.append(y + height / 2)
         y += height + _GAP
-    found = sorted(imports())
-    for importer, imported in found:
+    for importer, imported in sorted(imports()):
         above, below = middles[importer + 1] + 4, middles[imported + 1] - 4
         reach = _RIGHT + 22 * (imported - importer) + 12
         lines.append(f'  <path class="arrow" d="M{_RIGHT} {above}C{reach} {above} {reach} {below} {_RIGHT} {below}"/>')
-    names = [", ".join(ring) for ring in rings()]
-    description = "; ".join(
-        f"{names[ring]} imports {', '.join(names[to] for importer, to in found if importer == ring)}"
-        for ring in dict.fromkeys(importer for importer, _ in found)
-    )
+    note = 'Outermost ring first. An arrow means "imports"; all arrows point inwards.'
+    head = f'viewBox="0 0 760 {y}" role="img" aria-labelledby="title desc"'
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {y}" role="img" aria-labelledby="title desc">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" {head}>',
             f'  <title id="title">The rings of {PACKAGE} and their imports</title>',
-            f'  <desc id="desc">{escape(description)}.</desc>',
+            f'  <desc id="desc">{escape(in_words())}</desc>',
             _STYLE,
             f'  <rect class="back" width="760" height="{y}" rx="8"/>',
-            f'  <text x="{_LEFT}" y="28">Outermost ring first. An arrow means "imports"; all arrows point inwards.</text>',
+            f'  <text x="{_LEFT}" y="28">{note}</text>',
             *lines,
             "</svg>",
             "",
         ]
+    )
+
+
+def in_words() -> str:
+    """The arrows of the picture, for people who do not see it."""
+    names = [", ".join(ring) for ring in rings()]
+    found = sorted(imports())
+    return "; ".join(
+        f"{name} imports {', '.join(names[imported] for importer, imported in found if importer == ring)}"
+        for ring, name in enumerate(names)
+        if any(importer == ring for importer, _ in found)
     )
