@@ -96,9 +96,9 @@ def picture(found: dict[str, Any]) -> str:
     lines = [
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 420" role="img" aria-labelledby="title desc">',
         '  <title id="title">Norm of the noise on a token against the length of its example</title>',
-        f'  <desc id="desc">Alpha {alpha:g}. That of neftune-plugins falls as alpha / sqrt(3 L), from '
+        f'  <desc id="desc">Alpha {alpha:g}. With neftune-plugins the norm falls as alpha / sqrt(3 L), from '
         f"{found['ours, padded'][0]:.2f} at {lengths[0]} tokens to {found['ours, padded'][-1]:.2f} at {lengths[-1]}; "
-        f"that of the native hook is {found['native, padded'][0]:.2f} for all examples of a batch padded to "
+        f"with the native hook it is {found['native, padded'][0]:.2f} for all examples of a batch padded to "
         f"{lengths[-1]}, and {found['native, packed'][0]:.2f} for all of a packed row of {found['row']}.</desc>",
         _STYLE,
         '  <rect class="back" width="760" height="420" rx="8"/>',

@@ -1,4 +1,4 @@
-"""Patches for frameworks that load no plugins, and the switch that leaves frameworks as they come.
+"""Patches frameworks that load no plugins, right after their import.
 
 PyTorch calls the entry points of the group `torch.backends` at the end of `import torch`. An adapter's entry point says
 here which modules of its framework it has to patch; each is patched right after its import, if that ever comes. All of

@@ -1,7 +1,7 @@
-"""What a training logs, step by step: the adapters write it as it goes, `neftune sweep` reads it.
+"""Writes what a training run logs to a file, for `neftune sweep`.
 
-A training with the environment variable NEFTUNE_CURVE=FILE adds a line of JSON to FILE for each line that its framework
-logs. Standard library only: adapters import this module while torch is being imported.
+With the environment variable NEFTUNE_CURVE=FILE, a training run adds a line of JSON to FILE for each line that its
+framework logs. Standard library only: adapters import this module while torch is being imported.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The errors that users meet."""
+"""Defines the errors that users see."""
 
 
 class NEFTuneError(Exception):

@@ -1,5 +1,5 @@
-"""Noise in a model: reading the model, the forward hooks, `install` and what runs beside it. This ring knows PyTorch
-modules; it must not know any training framework or the command line."""
+"""Puts noise into a model: finds its embeddings, adds the forward hooks, and measures the noise. This ring knows
+PyTorch modules; it must not know any training framework or the command line."""
 
 from neftune_plugins.model.install import Handle, install
 from neftune_plugins.model.report import VARIABLE as REPORT_VARIABLE

@@ -1,7 +1,7 @@
-"""The loss of a step's batches without noise, beside their loss with it.
+"""Computes the loss of a step's batches without noise, to compare it with their loss with noise.
 
-Training losses with and without noise look alike; what the noise does shows in the loss without it (arXiv 2310.05914,
-section 5.1).
+Training losses with and without noise look alike; the effect of the noise appears in losses computed without it (arXiv
+2310.05914, section 5.1).
 """
 
 import contextlib
@@ -19,9 +19,9 @@ _KEY = key(NoiseConfig.__dataclass_fields__["clean_loss_steps"])
 
 
 class CleanLoss:
-    """Has the batches of every so many-th optimisation step evaluated once more, without noise.
+    """Every `steps` optimiser steps, also computes the loss without noise.
 
-    Sums over the processes of torch.distributed: `begin_step` is called by all of them.
+    Sums over all processes of torch.distributed, so all of them must call `begin_step`.
     """
 
     def __init__(self, steps: int) -> None:
@@ -32,31 +32,32 @@ class CleanLoss:
         self._since_taken: Tensor | None = None
 
     def step_unknown(self) -> NoiseConfigError:
-        """The error where steps are not told."""
+        """The error for a training loop that does not set the step."""
         return NoiseConfigError(
-            f"{_KEY}: {self._steps} counts optimisation steps, which are not known here: set `step` of what "
-            "install(...) returns before each, or leave the key out"
+            f"{_KEY}: {self._steps} counts optimiser steps, but the training loop does not set the step: set "
+            "`handle.step` before each step, with the handle that install(...) returned, or leave the key out"
         )
 
     @property
     def due(self) -> bool:
-        """Whether the batches of this step are evaluated."""
+        """Whether the loss without noise is computed in this step."""
         return self._step is not None and (self._step + 1) % self._steps == 0
 
     @property
     def begun(self) -> bool:
-        """Whether a batch of this step has been evaluated."""
+        """Whether it was already computed for a batch of this step."""
         return self._of_step is not None
 
     def begin_step(self, step: int) -> None:
-        """The optimisation step `step` begins, counted from 0.
+        """Begin the optimiser step `step`, counted from 0.
 
-        Raises NoiseConfigError where the step before computed no loss by `beside`.
+        Raises NoiseConfigError if the step before did not compute its loss in `beside`.
         """
         if self._step not in (None, step) and not self._asked:
             raise NoiseConfigError(
-                f"{_KEY}: {self._steps} has no effect here: the loss of step {self._step} was not computed where it "
-                "can be computed without noise, too; leave the key out, or compute it in `handle.clean_loss.beside`"
+                f"{_KEY}: {self._steps} has no effect here: the loss of step {self._step} was computed outside of "
+                "`handle.clean_loss.beside`, so it cannot be computed without noise, too; compute it there, or leave "
+                "the key out"
             )
         if self._of_step is not None:
             if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -72,19 +73,20 @@ class CleanLoss:
         loss: Callable[[_Result], Tensor],
         weight: float = 1.0,
     ) -> _Result:
-        """Compute a batch's loss, and where it is due, that without noise.
+        """Compute a batch's loss and, if this step is due, also its loss without noise.
 
-        compute: gives what training goes on with, of which `loss` is the loss, a scalar, as it is logged.
-        without_noise: computes the loss again. It runs without gradients, hence without noise, and leaves the random
-            state of torch as it was, so that its dropout is that of `compute`.
-        weight: of the batch in the mean over a step; `loss` and `without_noise` give what is weighted already.
+        compute: computes the result with which training continues, and which is returned.
+        without_noise: computes the loss again. It runs without gradients, hence without noise. The RNG state of torch
+            is restored afterwards, so that `compute` has the same dropout.
+        loss: returns the loss in the result of `compute`: a scalar, as it is logged.
+        weight: weight of the batch in the mean over a step; `loss` and `without_noise` must return weighted values.
         """
         self._asked = True
         if not self.due:
             return compute()
         with torch.no_grad(), _same_random_state():
             clean = without_noise()
-        # Before torch 2.11 autocast would go on with the weights that were cast without gradients (pytorch#158232).
+        # Before torch 2.11 autocast would reuse the weights that were cast without gradients (pytorch#158232).
         torch.clear_autocast_cache()
         result = compute()
         noisy = loss(result).detach().float()
@@ -93,7 +95,10 @@ class CleanLoss:
         return result
 
     def take(self) -> dict[str, float]:
-        """The metrics of the steps since the last call, by name; none where there was none. Waits for the device."""
+        """Return the metrics of the steps since the last call, by name; empty if there were none.
+
+        Waits for the device.
+        """
         if self._since_taken is None:
             return {}
         clean, noisy, weight = self._since_taken.tolist()
@@ -107,8 +112,8 @@ def _sum(one: Tensor | None, other: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _same_random_state() -> Iterator[None]:
-    """What runs in it draws what will be drawn after it."""
-    devices, kind = [], "cuda"  # the random state of the CPU is always kept
+    """Restore torch's RNG state at the end, so that the code after it draws the same numbers as the code inside."""
+    devices, kind = [], "cuda"  # fork_rng always restores the RNG state of the CPU
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if accelerator is not None:
         devices, kind = [torch.get_device_module(accelerator).current_device()], accelerator.type

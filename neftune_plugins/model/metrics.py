@@ -1,4 +1,4 @@
-"""What the noise was: summed up in the forwards, told at the logging steps."""
+"""The metrics of the noise: summed up in the forward passes, read at the logging steps."""
 
 import math
 
@@ -9,21 +9,21 @@ from neftune_plugins.noise.layout import Layout
 
 
 class Measurements:
-    """Sums over the noised forwards since they were last taken.
+    """Sums over the noised forward passes since the last `take`.
 
-    A tensor, on the device of the embeddings, so that a forward neither waits for that device nor leaves a compiled
-    graph.
+    The sums are a tensor on the device of the embeddings, so that a forward pass neither waits for this device nor
+    breaks a compiled graph.
     """
 
     def __init__(self) -> None:
         self._sums = torch.zeros(6)
 
     def add(self, layout: Layout, expected: Tensor, energy_3: Tensor) -> None:
-        """Count a forward.
+        """Add a forward pass.
 
-        layout: of the batch.
+        layout: the examples of the batch.
         expected: `noise.expected_energy` of the batch.
-        energy_3: `noise.energy` of what this process holds of it, to which it adds noise.
+        energy_3: `noise.energy` of the part of the batch that this process noised.
         """
         if self._sums.device != energy_3.device:
             self._sums = self._sums.to(energy_3.device)
@@ -32,7 +32,7 @@ class Measurements:
         self._sums += torch.cat((counts_2, expected.unsqueeze(0), energy_3))
 
     def take(self) -> dict[str, float]:
-        """The metrics, by name, and begin anew; none where nothing was noised. Waits for the device."""
+        """Return the metrics by name, empty if nothing was noised, and reset the sums. Waits for the device."""
         sequences, tokens, expected, held, held_expected, signal = self._sums.tolist()
         self._sums.zero_()
         if not expected:

@@ -1,7 +1,7 @@
-"""A record of the noise that entered a model, measured at the embedding's output.
+"""Records the noise that entered a model, measured at the embedding's output.
 
-With the environment variable NEFTUNE_REPORT=FILE a line of JSON is added to FILE for each example of each noised
-forward. It costs a second lookup of the embeddings: for looking at, not for long runs.
+With the environment variable NEFTUNE_REPORT=FILE, each noised forward pass adds a line of JSON per example to FILE.
+This costs a second lookup of the embeddings, so it is meant for inspection, not for long runs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""By what a model multiplies the output of its embedding before its first block, outside of the embedding's module.
+"""The factors by which models multiply the output of their embedding before the first block, outside of the embedding.
 
-Data about model families, checked by `tests/models` against every model of transformers.
+This is data about model families. `tests/models` checks it against every model of transformers.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def _sqrt_width(module: Any) -> float:
-    """sqrt(d), unless the embedding does that itself (Gemma in transformers 5)."""
+    """Return sqrt(d), or 1 if the embedding itself multiplies by it (Gemma in transformers 5)."""
     scaled_inside = any(hasattr(child, "embed_scale") for child in module.embed_tokens.modules())
     return 1.0 if scaled_inside else float(module.config.hidden_size**0.5)
 
@@ -55,4 +55,4 @@ SCALES: Mapping[str, Callable[[Any], float]] = {
     "HrmTextModel": attrgetter("embedding_scale"),
     "RecurrentGemmaModel": attrgetter("normalizer"),
 }
-"""The factor, from the module whose forward multiplies by it; by the name of that module's class."""
+"""For the class name of a module that multiplies in its forward: a function from the module to the factor."""

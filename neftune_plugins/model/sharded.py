@@ -1,7 +1,8 @@
-"""Tensors that the processes of a mesh share out among them: DTensors, as tensor and sequence parallelism make them.
+"""Adds noise to DTensors, which tensor and sequence parallelism shard over the processes of a mesh.
 
-Noise is a function of the whole batch, so each process works the keys out for all of it and adds to what it holds.
-DTensors are told by what they have: to import their class takes seconds, and who has one has done so.
+The noise is a function of the whole batch. Each process therefore computes the keys of the whole batch and adds the
+noise to its own part of the embeddings. DTensors are recognised by their attributes, because importing their class
+takes seconds; a program that has a DTensor has already imported it.
 """
 
 from __future__ import annotations
@@ -25,28 +26,29 @@ def is_shared(value: Any) -> TypeGuard[DTensor]:
 
 
 def whole(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The batch with its shared tensors gathered: all processes of their mesh must call this."""
+    """Return the batch with its sharded tensors gathered. All processes of their mesh must call this."""
     return {name: value.full_tensor() if is_shared(value) else value for name, value in batch.items()}
 
 
 def held(tensor: Tensor) -> Tensor:
-    """What this process holds of the tensor: all of it, unless it is shared."""
+    """Return this process's part of the tensor: all of it, unless it is sharded."""
     return tensor.to_local() if is_shared(tensor) else tensor
 
 
 def has_shared_weight(embedding: nn.Module) -> bool:
-    """Whether the embedding's output, as its forward makes it, is a DTensor, which a hook may then cut to pieces."""
+    """Whether the embedding's forward returns a DTensor, which a later hook may turn into a local slice."""
     return is_shared(getattr(embedding, "weight", None))
 
 
 def add_to_shared(
     output: DTensor, keys_BL: Tensor, scales_BL: Tensor, noise_type: NoiseType, energy_3: Tensor | None = None
 ) -> Tensor:
-    """`output` (B, L, D), in any placement, plus the noise of the whole batch: a DTensor again.
+    """Add the noise to `output` (B, L, D), a DTensor in any placement. Returns a DTensor.
 
-    Each process adds to the tokens and channels that it holds. Sums that are still spread over the processes
-    (vocabulary-parallel lookups) are brought together first, because noise belongs to the sum and not to each part.
-    energy_3: as in `add_noise`, of what this process holds.
+    Each process adds the noise of its own tokens and channels. Partial sums (vocabulary-parallel lookups) are reduced
+    first, because the noise must be added once to the sum.
+    keys_BL, scales_BL: `token_keys` and `token_scales` of the whole batch.
+    energy_3: as in `add_noise`, for the part of this process.
     """
     from torch.distributed.tensor import DTensor, Replicate
 
@@ -73,7 +75,7 @@ def add_to_shared(
 
 
 def _held_indices(tensor: DTensor, dim: int) -> Tensor:
-    """The indices along `dim` of the whole tensor that this process holds."""
+    """Return the indices of this process's part along `dim` of the whole tensor."""
     from torch.distributed.tensor import DTensor, Replicate, Shard
 
     index = torch.arange(tensor.shape[dim], device=tensor.device)
@@ -83,28 +85,29 @@ def _held_indices(tensor: DTensor, dim: int) -> Tensor:
 
 
 def check_whole(embedding: nn.Module, output: Tensor, keys_BL: Tensor) -> None:
-    """Raises NoiseNotAppliedError where `output`, an ordinary tensor, is not the embedding (B, L, D) of all tokens: a
-    process that has a slice of it cannot know which."""
+    """Raise NoiseNotAppliedError if `output`, an ordinary tensor, is not the embedding (B, L, D) of all tokens: a
+    process cannot know which slice it has."""
     weight = getattr(embedding, "weight", None)
     width = weight.shape[-1] if is_shared(weight) else output.shape[-1]
     if output.shape != (*keys_BL.shape, width):
         raise NoiseNotAppliedError(
-            f"the output of {type(embedding).__name__} is {tuple(output.shape)}, a slice of "
-            f"{(*keys_BL.shape, width)} that does not say which. Have it give DTensors (use_local_output=False in "
-            "torch.distributed.tensor.parallel), or name the module that is parallelised in a plugin: "
+            f"{type(embedding).__name__} returned a tensor of shape {tuple(output.shape)}, a slice of "
+            f"{(*keys_BL.shape, width)}. Its noise cannot be computed, because an ordinary tensor does not tell which "
+            "slice it is. Let the module return DTensors (use_local_output=False in "
+            "torch.distributed.tensor.parallel), or name the parallelised module in a plugin: "
             "neftune_embeddings(model) (neftune_plugins.plugins.hookspecs)."
         )
 
 
 def refuse_context_parallel(sizes: Mapping[str, Any]) -> None:
-    """For adapters of frameworks that cut sequences before the model sees them; to be called for a run with noise.
+    """Refuse to train with noise if a framework splits sequences before the model gets them. Adapters call this.
 
-    sizes: the framework's keys, and over how many processes each spreads a sequence; None where it says nothing.
-    Raises NoiseConfigError for one above 1.
+    sizes: for each of the framework's keys, over how many processes it splits a sequence, or None if it is not set.
+    Raises NoiseConfigError for a size above 1.
     """
     for key, size in sizes.items():
         if isinstance(size, int) and size > 1:
             raise NoiseConfigError(
-                f"{key}: {size} cannot go with neftune_noise_alpha: each process is given a slice of every example, "
-                f"and noise depends on the whole example. Leave out {key} or neftune_noise_alpha."
+                f"{key}: {size} cannot be combined with neftune_noise_alpha: each process gets a slice of every "
+                f"example, but the noise depends on the whole example. Leave out {key} or neftune_noise_alpha."
             )

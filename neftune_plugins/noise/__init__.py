@@ -1,5 +1,5 @@
-"""The noise as pure functions of tensors. This ring knows batches and random bits; it must not know models, plugins or
-configuration files."""
+"""Computes the noise, with pure functions of tensors. This ring knows batches and random bits; it must not know models,
+plugins or configuration files."""
 
 from neftune_plugins.noise.draw import (
     NoiseType,

@@ -1,8 +1,8 @@
 """The noise: a pure function of (seed, step, stream, the example's tokens, position in the example, channel).
 
-There is no random number generator and no state, so an example gets the same noise wherever it stands in a batch, and
-a recomputed or resumed step gets it again. `docs/noise.md` is the specification, with test vectors; what stands here
-is its tensor form, in plain integer arithmetic that wraps around (mod 2^64 and mod 2^32).
+It uses no random number generator and no state. An example therefore gets the same noise at any place in a batch, and a
+recomputed or resumed step draws the same noise again. `docs/noise.md` is the specification, with test vectors. This
+module implements it for tensors, in plain integer arithmetic that wraps around (mod 2^64 and mod 2^32).
 
 Shape suffixes: B rows of the batch, L tokens of a row, N tokens in any arrangement, D channels of the embedding.
 """
@@ -18,7 +18,7 @@ from neftune_plugins.noise.layout import Layout, total_per_example
 
 
 def _signed(value: int, bits: int) -> int:
-    """`value` mod 2^bits as the signed integer that torch holds the same bits in."""
+    """`value` mod 2^bits, as the signed integer with the same bits."""
     value &= (1 << bits) - 1
     return value - (1 << bits) if value >> (bits - 1) else value
 
@@ -30,9 +30,9 @@ _CHANNEL_0 = 0x7FEB352D
 _CHANNEL_1 = 0x21F0AAAD
 _CHANNEL_2 = 0xD35A2D97
 
-# Elements noised at once by one CPU thread: small enough for the scratch to stay in its cache.
+# Number of elements that one CPU thread noises at once: the temporary tensors must fit into its cache.
 _CHUNK_PER_THREAD = 1 << 16
-# The same for an accelerator, where only the size of the scratch matters.
+# The same for an accelerator, where only the memory of the temporary tensors matters.
 _CHUNK_ON_ACCELERATOR = 1 << 24
 
 
@@ -43,12 +43,13 @@ class NoiseType:
     >>> NoiseType("coin", lambda bits: ((bits >> 31) | 1).to(torch.float32), rms=1.0, summary="-1 or +1")
     NoiseType(name='coin', ...)
 
-    name: what `neftune_noise_type` says.
-    draw: (bits: int32 tensor of any shape, of which the upper 24 are uniformly random) -> float32 tensor of that shape,
-        elementwise. It owns `bits` and may overwrite it. It must be plain tensor code, so that it can be compiled.
-    unit: factor that brings the result of `draw` to unit noise, folded into the per-token scale. A power of two
-        folds without rounding.
+    name: the value of `neftune_noise_type` that selects it.
+    draw: function from an int32 tensor of any shape, in which the upper 24 bits are uniformly random, to a float32
+        tensor of that shape, elementwise. It may overwrite its argument. It must be plain tensor code, so that it can
+        be compiled.
     rms: root mean square of unit noise: the noise of one embedding has norm about `alpha * rms / sqrt(L)`.
+    unit: factor from the result of `draw` to unit noise, multiplied into the scale of each token. With a power of two
+        this multiplication does not round.
     summary: one line for listings.
     kernel: the same draw for the fast paths; without it the noise of this type is added by plain tensor code.
     """
@@ -70,7 +71,7 @@ def splitmix64(value: int) -> int:
 
 
 def _splitmix64(x_N: Tensor) -> Tensor:
-    """`splitmix64` of an int64 tensor. torch shifts in the sign, hence the masks."""
+    """`splitmix64` of an int64 tensor. The masks undo the sign bits that torch shifts in."""
     x_N = x_N + _signed(_GOLDEN, 64)
     x_N = (x_N ^ ((x_N >> 30) & (2**34 - 1))) * _signed(_MIX_1, 64)
     x_N = (x_N ^ ((x_N >> 27) & (2**37 - 1))) * _signed(_MIX_2, 64)
@@ -78,50 +79,52 @@ def _splitmix64(x_N: Tensor) -> Tensor:
 
 
 def stream_key(seed: int, stream: int) -> int:
-    """Key of one run's stream of noise (0: encoder or only stack, 1: decoder), as a signed 64-bit integer."""
+    """The key of a noise stream of a run, as a signed 64-bit integer. Stream 1 is the decoder of an encoder-decoder
+    model, and stream 0 everything else."""
     return _signed(splitmix64(splitmix64(seed & (2**64 - 1)) ^ stream), 64)
 
 
 def token_keys(input_ids_BL: Tensor, layout: Layout, key: int, step: Tensor) -> Tensor:
-    """Key of each token's noise.
+    """Compute the key of each token's noise.
 
     input_ids_BL: integer token ids.
-    key: of `stream_key`.
-    step: 0-d int64 tensor, the optimisation step; a tensor, so that a compiled graph need not know its value.
+    key: the result of `stream_key`.
+    step: the optimiser step, as a 0-d int64 tensor, so that a compiled graph does not depend on its value.
     Returns int64 (B, L).
     """
     token_BL = _splitmix64(_splitmix64(input_ids_BL.to(torch.int64)) ^ layout.position_BL)
-    # A sum, because it does not depend on the order: no row, offset or neighbour can enter it.
+    # A sum does not depend on the order of its terms, so the row, its offset and its neighbours have no influence.
     example_BL = total_per_example(torch.where(layout.real_BL, token_BL, 0), layout.example_BL)
     run = _splitmix64(step ^ key)
     return _splitmix64(_splitmix64(example_BL ^ run) ^ layout.position_BL)
 
 
 def token_scales(layout: Layout, dim: int, alpha: Tensor | float, *, padded_length: bool = False) -> Tensor:
-    """alpha / sqrt(L d) (arXiv 2310.05914, Algorithm 1) for each token, 0 on padding.
+    """Compute alpha / sqrt(L d) (arXiv 2310.05914, Algorithm 1) for each token, and 0 for padding.
 
-    alpha: a 0-d float32 tensor, so that a compiled graph need not know its value, or a number.
-    L is the length of the token's example, or with `padded_length` the width of its row. Returns float32 (B, L).
+    alpha: a number, or a 0-d float32 tensor, so that a compiled graph does not depend on its value.
+    padded_length: use the width of the row as L instead of the length of the token's example.
+    Returns float32 (B, L).
     """
     length_BL = torch.full_like(layout.length_BL, layout.length_BL.shape[-1]) if padded_length else layout.length_BL
-    # rsqrt, not a division: it gives the same bits in eager mode and in a compiled graph.
+    # rsqrt instead of a division gives the same bits in eager mode and in a compiled graph.
     scale_BL = (length_BL.clamp(min=1) * dim).to(torch.float32).rsqrt() * alpha
     return torch.where(layout.real_BL, scale_BL, 0.0)
 
 
 def channel_codes(channel_D: Tensor) -> Tensor:
-    """What stands for each channel in the draw: int32 (D,) from int32 (D,) numbers of channels.
+    """Compute the code of each channel in the draw: int32 (D,) from the channel numbers, int32 (D,).
 
-    Numbers themselves differ too little: two rounds of mixing leave the lower bits of many channels more even than
-    chance (docs/quality.md).
+    The channel numbers differ too little: after two rounds of mixing, the lower bits of many channels vary less than
+    random bits (docs/quality.md).
     """
-    # Exclusive or first: TorchInductor takes a product of an arange for an index, and lets it overflow.
+    # The exclusive or comes first, because TorchInductor treats the product of an arange as an index and overflows.
     code_D = (channel_D ^ _signed(_CHANNEL_1, 32)) * _signed(_CHANNEL_0, 32)
     return code_D ^ (code_D >> 15)
 
 
 def channel_bits(keys_N: Tensor, code_D: Tensor) -> Tensor:
-    """32 random bits for each channel of each token: int32 (N, D) from int64 (N,) keys and `channel_codes` (D,)."""
+    """Draw 32 random bits for each channel of each token: int32 (N, D) from keys, int64 (N,), and `channel_codes`."""
     low_N = keys_N.to(torch.int32).unsqueeze(-1)
     high_N = (keys_N >> 32).to(torch.int32).unsqueeze(-1)
     bits_ND = code_D ^ low_N
@@ -133,7 +136,7 @@ def channel_bits(keys_N: Tensor, code_D: Tensor) -> Tensor:
 
 
 def noise(keys_N: Tensor, scales_N: Tensor, dim: int, noise_type: NoiseType) -> Tensor:
-    """The noise itself: float32 (N, D) from int64 (N,) keys of `token_keys` and float32 (N,) `token_scales`."""
+    """Compute the noise: float32 (N, D) from `token_keys`, int64 (N,), and `token_scales`, float32 (N,)."""
     return _noise(keys_N, scales_N * noise_type.unit, _all_codes(dim, keys_N.device), noise_type)
 
 
@@ -153,11 +156,11 @@ def add_noise(
     code_D: Tensor | None = None,
     energy_3: Tensor | None = None,
 ) -> Tensor:
-    """x + noise, added in float32 and rounded once to x's dtype; out of place and differentiable (a compiled graph's
-    form: one fused pass).
+    """Return x + noise, added in float32 and rounded once to x's dtype. Differentiable; for compiled graphs, where it
+    becomes one fused loop.
 
-    code_D: `channel_codes` of x's channels, where x is a slice of an embedding; by default it is all of one.
-    energy_3: float32, to which `energy` of the noise is added.
+    code_D: `channel_codes` of the channels in x; default: all channels of the embedding.
+    energy_3: float32 (3,), to which the function adds the `energy` of the noise.
     """
     if code_D is None:
         code_D = _all_codes(x_ND.shape[-1], x_ND.device)
@@ -176,8 +179,11 @@ def add_noise_(
     code_D: Tensor | None = None,
     energy_3: Tensor | None = None,
 ) -> Tensor:
-    """`add_noise` in place and out of autograd's sight (the gradient is the identity): in one pass where there is a
-    kernel, and else chunk by chunk, so that the scratch stays small. x_ND must be contiguous. Returns x_ND."""
+    """Add the noise to x_ND in place, invisible to autograd (the gradient is the identity), and return x_ND.
+
+    A kernel does it in one pass; without one it is done chunk by chunk, so that the temporary tensors stay small. x_ND
+    must be contiguous. The other arguments are those of `add_noise`.
+    """
     if code_D is None:
         code_D = _all_codes(x_ND.shape[-1], x_ND.device)
 
@@ -227,5 +233,5 @@ def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
 
 
 def expected_energy(scales_N: Tensor, dim: int, noise_type: NoiseType) -> Tensor:
-    """The sum of squares that the noise of these tokens has on average. Returns a float32 scalar."""
+    """Compute the expected sum of squares of the noise of these tokens. Returns a float32 scalar."""
     return scales_N.square().sum() * (dim * noise_type.rms**2)

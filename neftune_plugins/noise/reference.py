@@ -1,7 +1,8 @@
-"""Algorithm 1 of the NEFTune paper, in its own symbols: what the fast path is tested against.
+"""Algorithm 1 of the NEFTune paper in the paper's symbols. The tests compare the fast implementation with it.
 
-Jain et al., "NEFTune: Noisy Embeddings Improve Instruction Finetuning", arXiv 2310.05914, section 2 and Algorithm 1;
-footnote 1 makes L the length of each sequence of the batch, without its padding. Nothing in the package imports this.
+Jain et al., "NEFTune: Noisy Embeddings Improve Instruction Finetuning", arXiv 2310.05914, section 2 and Algorithm 1.
+Footnote 1 defines L as the length of each sequence of the batch without its padding. No module of the package imports
+this one.
 """
 
 import math
@@ -16,7 +17,7 @@ def noisy_embeddings(X_emb: Tensor, lengths: Sequence[int], alpha: float, genera
 
     X_emb: (B, L_max, d) embeddings.
     lengths: L of each of the B sequences.
-    Returns a new tensor; padding is as it was.
+    Returns a new tensor, in which the padding is unchanged.
     """
     B, _, d = X_emb.shape
     X_noisy = X_emb.clone()

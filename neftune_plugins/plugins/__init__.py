@@ -1,5 +1,5 @@
-"""What plugins provide: the hook specifications, the manager that finds plugins, and what a framework is. This ring
-knows noise and configurations; it must not know how noise gets into a model."""
+"""Defines the plugin hooks, finds the installed plugins, and describes training frameworks. This ring knows noise and
+configurations; it must not know how noise gets into a model."""
 
 from neftune_plugins.plugins.framework import CheckedModel, DemoOptions, Framework, TrainingCommand
 from neftune_plugins.plugins.hookspecs import InstalledNoise, hookimpl

@@ -1,4 +1,4 @@
-"""What the `neftune` command knows of a training framework."""
+"""Describes a training framework to the `neftune` command."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What `neftune demo` was asked for.
+    """The options of `neftune demo`.
 
-    folder: to work in.
-    model: folder of a model to train, or None for SmolLM2-135M-Instruct.
-    tiny: train a model made on the spot instead.
-    alpha: of the noise.
-    steps: of training; None for one pass over the data.
+    folder: output folder.
+    model: folder of the model to train, or None for SmolLM2-135M-Instruct.
+    tiny: train a tiny random model instead.
+    alpha: strength of the noise.
+    steps: number of training steps, or None for one pass over the data.
     """
 
     folder: Path
@@ -26,14 +26,14 @@ class DemoOptions:
 
 @dataclass(frozen=True)
 class CheckedModel:
-    """A language model that a configuration trains, after the framework's own validation.
+    """A language model that a configuration file trains, after the framework has validated the file.
 
-    place: where its keys stand in the file, such as `("model_parameters",)`; empty is the top level.
+    place: path of the keys in the file, such as `("model_parameters",)`; empty for the top level.
     keys: our keys as the framework resolved them, for `NoiseConfig.from_keys`.
-    model: what it starts from: a name or a folder.
-    native: whether the framework's own hook would have noised it.
-    seed: of the run, which is the noise's where it has none.
-    seed_place: where that may stand in the file.
+    model: name or folder of the base model.
+    native: whether the framework's own hook would noise this model.
+    seed: seed of the run, which is also the default seed of the noise.
+    seed_place: path of the seed in the file.
     """
 
     place: tuple[str | int, ...]
@@ -46,12 +46,12 @@ class CheckedModel:
 
 @dataclass(frozen=True)
 class TrainingCommand:
-    """How a framework trains what a configuration file says, for `neftune sweep`.
+    """How `neftune sweep` runs a framework on a configuration file.
 
     arguments: (file, seed, output folder) -> the framework's own command line.
-    model: (output folder) -> where the trained model is afterwards.
-    owners: (configuration) -> the places in it where our keys belong.
-    settings: (seed, output folder) -> the top-level keys that say these in the file.
+    model: (output folder) -> the folder of the trained model.
+    owners: (configuration) -> the paths in it where our keys belong.
+    settings: (seed, output folder) -> the top-level keys that set these two in the file.
     """
 
     arguments: Callable[[Path, int, Path], list[str]]
@@ -62,20 +62,20 @@ class TrainingCommand:
 
 @dataclass(frozen=True)
 class Framework:
-    """A training framework. The releases that it is tested with are those of the extra with its name, of the
-    distribution whose entry point tells of it.
+    """A training framework. Its supported versions are those of the extra with its name, in the distribution that
+    provides this object.
 
     name: as in `--framework NAME` and in the extra `neftune-plugins[NAME]`.
-    distribution: the Python distribution that provides it.
-    demo: trains a model with one key and reports what the noise did; imports the framework when called.
-    modules: what a training run imports, the adapter's own included.
-    native: the framework's own hook as `module:attribute`, in one of these places depending on the release.
-    adapter: how the adapter gets into a run. Raises NEFTuneError, with the remedy, where it does not. Called when
-        `modules` have been imported.
-    signs: sets of top-level keys; a configuration file that has all of one of them is the framework's.
-    check: passes a configuration file through the framework's own validation, without model and network. Raises
-        whatever that raises. Called when `modules` have been imported.
-    training: None where `neftune sweep` cannot run it.
+    distribution: the Python distribution of the framework.
+    demo: trains a model with one key and reports the noise; imports the framework when called.
+    modules: the modules that a training run imports, including those of the adapter.
+    native: possible places of the framework's own hook, as `module:attribute`; the place depends on the version.
+    adapter: returns how the adapter becomes active in a run, or raises NEFTuneError with the remedy if it does not.
+        Called after `modules` were imported.
+    signs: sets of top-level keys; a configuration file that contains all keys of one set belongs to the framework.
+    check: has the framework validate a configuration file, without a model and without network, and returns the models
+        that it trains. Raises any error of the validation. Called after `modules` were imported.
+    training: how to train with it, or None if `neftune sweep` does not support it.
     """
 
     name: str

@@ -1,5 +1,5 @@
-"""Every hook of a plugin. Implement some with `@hookimpl` in a module or object, and name it in the entry-point group
-`neftune_plugins` of your package."""
+"""All hooks that a plugin can implement. Mark your implementation with `@hookimpl`, and name its module or object in an
+entry point of the group `neftune_plugins`."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ hookimpl = pluggy.HookimplMarker("neftune_plugins")
 
 
 class InstalledNoise(Protocol):
-    """What a plugin sees of noise that was installed in a model.
+    """Noise installed in a model, as plugins see it.
 
-    model: the module that it was installed in.
-    config: its configuration.
+    model: the module with the noise.
+    config: the configuration of the noise.
     embeddings: names of the noised modules in the model.
-    steps: how many optimisation steps the run has, if that is known.
-    step: the optimisation step whose noise is drawn.
-    alpha: alpha at that step.
-    installed: False once the noise was removed.
+    steps: number of optimiser steps of the run, or None if unknown.
+    step: the current optimiser step.
+    alpha: alpha at this step.
+    installed: False after the noise was removed.
     """
 
     model: nn.Module
@@ -46,23 +46,23 @@ class InstalledNoise(Protocol):
     def installed(self) -> bool: ...
 
     def layout(self, batch: Batch) -> Layout:
-        """The examples of a batch, given as the arguments of the model's forward by name."""
+        """Find the examples in a batch: the arguments of the model's forward pass by name."""
         ...
 
     def metrics(self) -> dict[str, float]:
-        """What to log of the time since the last call."""
+        """Return the metrics of the time since the last call."""
         ...
 
 
 @hookspec
 def neftune_noise_types() -> Iterable[NoiseType]:
-    """Add noise types that `neftune_noise_type` may name.
+    """Add noise types, which users select by name with `neftune_noise_type`.
 
     >>> @hookimpl
     ... def neftune_noise_types():
     ...     return [NoiseType("coin", lambda bits: ((bits >> 31) | 1).to(torch.float32), rms=1.0)]
 
-    Two plugins that give one name are an error when the plugins are loaded.
+    If two plugins use the same name, that is an error when the plugins are loaded.
     """
 
 
@@ -74,63 +74,65 @@ def neftune_embeddings(model: nn.Module) -> Sequence[nn.Module] | None:
     ... def neftune_embeddings(model):
     ...     return [model.words] if hasattr(model, "words") else None
 
-    None leaves the model to the next plugin; the built-in one comes last. A module that is not in `model` is an error
-    of `install`.
+    Return None to pass the model on to the next plugin; the built-in one is called last. If a module is not in `model`,
+    `install` raises NoiseNotAppliedError.
     """
 
 
 @hookspec(firstresult=True)
 def neftune_embedding_scale(model: nn.Module, embedding: nn.Module) -> float | None:
-    """Say by what `model` multiplies the output of that embedding before its first block.
+    """Return the factor by which `model` multiplies the output of `embedding` before its first block.
 
     >>> @hookimpl
     ... def neftune_embedding_scale(model, embedding):
     ...     return getattr(model, "embedding_multiplier", None)
 
-    The noise is divided by it, so that the noise of the paper enters the block. None leaves it to the next plugin.
+    The noise is divided by this factor, so that the first block gets the paper's noise. Return None to let the next
+    plugin decide.
     """
 
 
 @hookspec
 def neftune_layout_reader() -> LayoutReader:
-    """Give a function that reads the examples of a batch, for batches that only your framework knows.
+    """Provide a function that finds the examples in a batch, for batch layouts that only your framework knows.
 
     >>> @hookimpl
     ... def neftune_layout_reader():
     ...     return lambda batch: None if "lengths" not in batch else Layout(...)
 
-    The function is given the arguments of the model's forward by name and returns None for batches that it does not
-    know; the readers of plugins are asked before the built-in one. It must be plain tensor code, so that it compiles.
+    The function gets the arguments of the model's forward pass by name. It returns None for batches that it does not
+    know. The readers of plugins are called before the built-in one. They must be plain tensor code, so that they can be
+    compiled.
     """
 
 
 @hookspec
 def neftune_frameworks() -> Iterable[Framework]:
-    """Describe training frameworks that the `neftune` command can drive.
+    """Provide training frameworks for the `neftune` command.
 
     >>> @hookimpl
     ... def neftune_frameworks():
     ...     return [Framework("mine", distribution="my-trainer")]
 
-    Two plugins that give one name are an error when the plugins are loaded.
+    If two plugins use the same name, that is an error when the plugins are loaded.
     """
 
 
 @hookspec
 def neftune_installed(handle: InstalledNoise) -> None:
-    """Be called when noise was installed in `handle.model`.
+    """Called after noise was installed in `handle.model`.
 
     >>> @hookimpl
     ... def neftune_installed(handle):
     ...     print("noise in", handle.embeddings)
 
-    An exception makes the installation fail, and leaves the model as it was.
+    If it raises an exception, the installation fails and the model does not change.
     """
 
 
 @hookspec
 def neftune_step(handle: InstalledNoise) -> None:
-    """Be called when the optimisation step `handle.step` begins.
+    """Called when the optimiser step `handle.step` begins.
 
     >>> @hookimpl
     ... def neftune_step(handle):
@@ -140,19 +142,19 @@ def neftune_step(handle: InstalledNoise) -> None:
 
 @hookspec
 def neftune_metrics(handle: InstalledNoise) -> Mapping[str, float]:
-    """Add numbers to those that are logged beside the training's loss, by name.
+    """Return metrics by name, which are logged together with the training loss.
 
     >>> @hookimpl
     ... def neftune_metrics(handle):
     ...     return {"my/alpha": handle.alpha}
 
-    It is called at logging steps; the numbers are of the time since it was last called.
+    Called at logging steps. The metrics describe the time since the last call.
     """
 
 
 @hookspec
 def neftune_removed(handle: InstalledNoise) -> None:
-    """Be called when the noise was removed from `handle.model`.
+    """Called after the noise was removed from `handle.model`.
 
     >>> @hookimpl
     ... def neftune_removed(handle):

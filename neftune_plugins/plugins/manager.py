@@ -1,4 +1,4 @@
-"""The plugin manager, and what the plugins registered with it provide."""
+"""Finds the installed plugins and collects the noise types, layout readers and frameworks that they provide."""
 
 import itertools
 from collections.abc import Iterable
@@ -17,10 +17,11 @@ ENTRY_POINT_GROUP = "neftune_plugins"
 
 @cache
 def plugin_manager() -> pluggy.PluginManager:
-    """The process's plugin manager, with every entry point of the group `neftune_plugins`, this package's own included.
+    """Return the plugin manager of this process. It loads every entry point of the group `neftune_plugins`, including
+    those of this package.
 
-    Raises what a plugin's import raises: a plugin that is installed and cannot be loaded must not go unnoticed. Raises
-    NEFTuneError if this package was copied instead of installed, so that its own entry points are missing.
+    Raises any error of a plugin's import, because a broken plugin must not be ignored. Raises NEFTuneError if this
+    package was copied instead of installed, so that its own entry points are missing.
     """
     manager = pluggy.PluginManager(ENTRY_POINT_GROUP)
     manager.add_hookspecs(hookspecs)
@@ -35,25 +36,28 @@ def plugin_manager() -> pluggy.PluginManager:
 
 
 def noise_types() -> dict[str, NoiseType]:
-    """The registered noise types by name, the built-in ones first.
+    """Return the registered noise types by name, the built-in ones first.
 
-    Raises ValueError where two plugins give the same name.
+    Raises ValueError if two plugins use the same name.
     """
     return _by_name("noise type", plugin_manager().hook.neftune_noise_types())
 
 
 def layout_readers() -> tuple[LayoutReader, ...]:
-    """The readers in the order in which they are asked."""
+    """Return the registered layout readers, in the order in which they are tried."""
     return tuple(plugin_manager().hook.neftune_layout_reader())
 
 
 def frameworks() -> dict[str, Framework]:
-    """The registered frameworks by name. Raises ValueError where two plugins give the same name."""
+    """Return the registered frameworks by name. Raises ValueError if two plugins use the same name."""
     return _by_name("framework", plugin_manager().hook.neftune_frameworks())
 
 
 def providers(hook: str) -> dict[str, str]:
-    """The distribution that each noise type or framework comes from, by its name."""
+    """Return, for each noise type or framework, the name of the distribution that provides it.
+
+    hook: `neftune_noise_types` or `neftune_frameworks`.
+    """
     return {
         member.name: distribution.project_name
         for plugin, distribution in plugin_manager().list_plugin_distinfo()
@@ -71,7 +75,7 @@ _T = TypeVar("_T", bound=_Named)
 
 def _by_name(kind: str, provided: Iterable[Iterable[_T]]) -> dict[str, _T]:
     found: dict[str, _T] = {}
-    for member in itertools.chain.from_iterable(reversed(list(provided))):  # pluggy asks the last registered first
+    for member in itertools.chain.from_iterable(reversed(list(provided))):  # pluggy calls the last registered first
         if member.name in found:
             raise ValueError(f"two plugins provide a {kind} named {member.name!r}")
         found[member.name] = member

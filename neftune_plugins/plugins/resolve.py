@@ -1,4 +1,4 @@
-"""From a framework's keys to a configuration whose noise type exists."""
+"""Makes the noise configuration from a framework's keys and checks that its noise type exists."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,13 +10,14 @@ from neftune_plugins.plugins.manager import noise_types
 
 
 def resolve(keys: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> NoiseConfig | None:
-    """The configuration from a framework's `keys`, and from what was `given` to a callback by the names of the fields.
+    """Make the configuration from a framework's `keys` and from the arguments `given` to a callback.
 
     >>> resolve({"neftune_noise_alpha": 5, "learning_rate": 1e-4}).alpha
     5
 
-    None where neither asks for noise. Raises NoiseConfigError as `NoiseConfig.from_keys` does, where both say something
-    different, and for a noise type that no plugin provides; TypeError for a name that no field has.
+    given: values by the names of the fields of NoiseConfig.
+    Returns None if neither asks for noise. Raises NoiseConfigError like `NoiseConfig.from_keys`, if the two disagree,
+    and for a noise type that no plugin provides. Raises TypeError for a name that is not a field.
     """
     given = {} if given is None else given
     fields = {field.name: key(field) for field in dataclasses.fields(NoiseConfig)}

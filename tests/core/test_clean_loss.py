@@ -124,6 +124,6 @@ def test_steps_that_are_not_told_are_an_error():
     model = ToyModel().train()
     with (
         untrained(model, NoiseConfig(alpha=5, clean_loss_steps=100)),
-        pytest.raises(NoiseConfigError, match="neftune_clean_loss_steps: 100 counts optimisation steps"),
+        pytest.raises(NoiseConfigError, match="neftune_clean_loss_steps: 100 counts optimiser steps"),
     ):
         model(input_ids=IDS, attention_mask=MASK)

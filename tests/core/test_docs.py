@@ -1,14 +1,19 @@
 """What the documentation shows is so."""
 
+import json
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
+from benchmarks.alpha import RECORD
 from tests.support.documentation import GENERATED, PAGES, PICTURES, ROOT, SNIPPET, anchors, regenerated, shown
+from tests.support.shell import CHECKS
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -37,10 +42,51 @@ def test_the_readmes_commands_are_those_of_tox_and_ci():
 
 
 def test_the_readmes_screen_is_first():
-    """Before the first heading below the title: what it is, and the two commands."""
+    """Before the first heading below the title: two sentences and a picture, one key a framework, the two commands."""
     first = (ROOT / "README.md").read_text().split("\n## ")[0]
     assert first.count("```bash") == 2
+    assert first.count("](docs/images/noise-by-length.svg)") == 1
     assert len(first.splitlines()) <= 40
+
+
+def test_the_readmes_table_of_frameworks():
+    """Each row has an extra, or none for a loop of one's own, the key, and the framework's page."""
+    table = (ROOT / "README.md").read_text().split("| framework | install | add |\n")[1].split("\n\n")[0]
+    commands = []
+    for row in table.splitlines()[1:]:
+        name, install, add = (cell.strip() for cell in row.split("|")[1:-1])
+        assert re.fullmatch(r"\[.+\]\(docs/\w+\.md\)", name), name
+        assert re.search("neftune_noise_alpha(: |=)5|NoiseConfig\\(alpha=5\\)", add), add
+        commands.append(install.strip("`").split())
+    for program, *arguments in commands:
+        CHECKS[program](arguments)
+    extras = {argument.strip('"').removeprefix("neftune-plugins").strip("[]") for _, _, argument in commands}
+    assert extras == {"axolotl", "ludwig", "llamafactory", "transformers", ""}
+
+
+def test_the_readmes_results_are_those_of_the_record():
+    settings = {(one["alpha"], one["length"]): one for one in json.loads(RECORD.read_text())["summary"]["settings"]}
+    [none] = [one for (alpha, _), one in settings.items() if alpha == 0]
+    losses = [one["metrics"]["held_out_loss"] for one in (none, settings[5, "sequence"], settings[15, "sequence"])]
+    without, *noisy = (f"{loss['mean']:.4f} ± {loss['spread']:.4f}" for loss in losses)
+    [row] = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| [this project]")]
+    assert row.endswith(f"| {without} | alpha 5: {noisy[0]}, alpha 15: {noisy[1]} |")
+    assert [loss["supported"] for loss in losses] == [None, False, True]
+
+
+def test_the_readme_counts_the_model_classes_of_the_page():
+    page = (ROOT / "docs" / "models.md").read_text()
+    [ran] = re.findall(r"(\d+) of them could be made tiny", page)
+    head, ours = (re.search(rf"^\| {word}\|.+", page, re.MULTILINE)[0].split("|") for word in ("", "ours "))
+    right = dict(zip(map(str.strip, head), map(str.strip, ours), strict=True))["right"]
+    assert f"| {right} of {ran} model classes" in (ROOT / "README.md").read_text()
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (citation["title"], citation["version"]) == (project["name"], project["version"])
+    assert citation["license"] == project["license"]
 
 
 def test_the_command_line_that_the_demo_page_shows():

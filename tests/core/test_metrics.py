@@ -188,7 +188,7 @@ def test_the_code_on_the_page(capsys):
     plugin_manager().register(SimpleNamespace(**names), "page")
     try:
         ids, mask = padded(examples(LENGTHS))
-        exec(loop, {"model": WithLoss().train(), "batches": [{"input_ids": ids, "attention_mask": mask}] * 4})
+        exec(loop, {"model": WithLoss().eval(), "batches": [{"input_ids": ids, "attention_mask": mask}] * 4})
     finally:
         plugin_manager().unregister(name="page")
     printed = [eval(line) for line in capsys.readouterr().out.splitlines()]

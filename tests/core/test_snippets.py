@@ -17,6 +17,7 @@ from neftune_plugins.noise.layout import read_layout
 from neftune_plugins.plugins.manager import frameworks, noise_types, plugin_manager
 from tests.support import specification
 from tests.support.documentation import ROOT, shown, shown_everywhere, unchecked
+from tests.support.installing import untrained
 from tests.support.models import ToyModel, examples, padded
 from tests.support.shell import CHECKS, STRANGERS, command_lines
 
@@ -39,10 +40,7 @@ def nested(value: object) -> list[dict]:
 
 def test_yaml_asks_for_noise():
     for page, code in shown_everywhere("yaml"):
-        found = yaml.safe_load(code)
-        if found == {"plugins": ["neftune_axolotl.NEFTunePlugin"]}:
-            continue
-        [config] = filter(None, map(NoiseConfig.from_keys, nested(found)))
+        [config] = filter(None, map(NoiseConfig.from_keys, nested(yaml.safe_load(code))))
         assert config.alpha in (5, 5.5) and config.type == "uniform", page
 
 
@@ -154,12 +152,27 @@ class Model(ToyModel):
 @pytest.mark.parametrize("code", [shown("README.md", "python", 1), shown("docs/core.md", "python")])
 def test_loops_of_ones_own(code):
     ids, mask = padded(examples([5, 9]))
-    model = Model().train()
+    model = Model().eval()  # as `from_pretrained` gives one
     optimizer = torch.optim.SGD(model.parameters(), 0.0)
     exec(code, {"model": model, "batches": [{"input_ids": ids, "attention_mask": mask}] * 3, "optimizer": optimizer})
     first, second, third = model.all_entered
     assert not torch.equal(first, second) and not torch.equal(second, third)
     assert not model._forward_pre_hooks
+
+
+def test_gradient_caching():
+    """Both passes have the same noise, of which the first is computed without gradients."""
+    ids, mask = padded(examples([5, 9]))
+    model = Model().train()
+    with install(model, NoiseConfig(alpha=5)) as noise:
+        noise.step = 0
+        exec(
+            shown("docs/core.md", "python", 1),
+            scope := {"model": model, "noise": noise, "batch": {"input_ids": ids, "attention_mask": mask}},
+        )
+    first, second = model.all_entered
+    assert torch.equal(first, second) and not torch.equal(first, model.embed_tokens.weight[ids])
+    assert not scope["cached"].loss.requires_grad and scope["again"].loss.requires_grad
 
 
 def test_the_loop_that_needs_nothing_else():
@@ -171,7 +184,7 @@ def test_the_loop_that_needs_nothing_else():
 
 def test_the_line_in_the_log():
     model = torch.nn.ModuleDict({"model": ToyModel()})
-    with install(model, NoiseConfig(alpha=5)) as noise:
+    with untrained(model, NoiseConfig(alpha=5)) as noise:
         assert str(noise).startswith(shown("docs/start.md", "text").strip().removesuffix("..."))
 
 
@@ -214,7 +227,7 @@ def test_the_finder_of_embeddings(module):
 def test_the_reader_of_batches(module):
     module(shown("docs/plugins.md", "python", 2))
     model, (ids, _) = ToyModel().train(), padded(examples([5, 9]))
-    with install(model, NoiseConfig(alpha=5)) as noise:
+    with untrained(model, NoiseConfig(alpha=5)) as noise:
         layout = noise.layout({"input_ids": ids, "lengths": torch.tensor([5, 9])})
         assert layout.real_BL.sum(-1).tolist() == [5, 9]
         assert noise.layout({"input_ids": ids}).real_BL.all()

@@ -211,7 +211,7 @@ EXPECTED: dict[str, tuple[str, str]] = {
     ),
     "Gemma4AssistantForCausalLM": ("", "a drafter: it reads another model's hidden states and ignores ids"),
     "Gemma4UnifiedAssistantForCausalLM": ("", "a drafter: it reads another model's hidden states and ignores ids"),
-    "KyutaiSpeechToTextForConditionalGeneration": ("refused", "the ids are codes of audio beside the text"),
+    "KyutaiSpeechToTextForConditionalGeneration": ("refused", "the ids are audio codes next to the text"),
     "MusicgenForCausalLM": ("refused", "the ids are codes of audio"),
     "MusicgenMelodyForCausalLM": ("refused", "the ids are codes of audio"),
     "XLNetLMHeadModel": ("refused", "the ids are transposed"),

@@ -329,26 +329,29 @@ def examine_apart(model_type: str, class_name: str, mappings: list[str]) -> Row:
 
 HEAD = """# Model families
 
-Where the noise of `neftune_noise_alpha` goes in the architectures of transformers {version}: each class of its mappings
-for causal LM, sequence to sequence, image-text-to-text and speech-to-text, tiny and with random weights. One training
-forward and backward with the native hook (`transformers.integrations.neftune`) and one with ours. Measured is the noise
-that enters the first block, for encoder and decoder apart, against the paper's alpha / sqrt(3 L d) in each of three
-padded examples.
+Look up whether your model gets the right noise, with this package and with the native hook.
+
+The table covers the architectures of transformers {version}: each class of its mappings for causal LM, sequence to
+sequence, image-text-to-text and speech-to-text, as a tiny model with random weights. Each class runs one forward and
+backward pass in training with the native hook (`transformers.integrations.neftune`) and one with this package. The
+survey compares the noise that enters the first block, of encoder and decoder separately, with the paper's
+alpha / sqrt(3 L d) in each of three padded examples.
 
 ```bash
 tox run -e models --notest
 .tox/models/bin/python -m tests.models.survey --write docs/models.md
 ```
 
-- *right*: within {errors} standard errors of the paper's, in every example, and none on padding.
+- *right*: within {errors} standard errors of the paper's noise in every example, and no noise on padding.
 - *padded L*: L is the width of the batch, and padding is noised.
-- *scaled n*: the model multiplies the noised embedding by n. Embedding multipliers are set to 3, scaled embeddings are
-  on; a width of 64 gives 8.
-- *silent*: it trains without noise, and nobody says so.
-- *refused*: installation or the first training forward ends with an error that says why. *error*: with another one.
-- *no text*: its ids are codes of audio, several a frame.
+- *scaled n*: the model multiplies the noised embedding by n. The survey sets embedding multipliers to 3 and turns on
+  scaled embeddings; a width of 64 gives a factor of 8.
+- *silent*: the model trains without noise, without an error or a warning.
+- *refused*: installation or the first forward pass in training raises an error that names the reason. *error*: it
+  raises another error.
+- *no text*: the ids are audio codes, several per frame.
 
-{total} classes; {ran} of them could be made tiny and trained. Of encoder and decoder the worse one counts.
+{total} classes; {ran} of them could be made tiny and trained. Of encoder and decoder, the worse result counts.
 """
 
 

@@ -16,6 +16,7 @@ from neftune_plugins import CheckedModel, NoiseConfig, NoiseConfigError, resolve
 from neftune_plugins.commands.check import Checked, described, lines_of, report
 from neftune_plugins.config import key
 from neftune_plugins.plugins.manager import plugin_manager
+from tests.support import matrix
 from tests.support.bad_values import BAD_KEYS, BAD_VALUES
 
 ROOT = Path(__file__).parents[2]
@@ -122,6 +123,7 @@ def example(path: str) -> Callable[[], str]:
 
 
 GENERATED = {
+    ROOT / "README.md": {"support": matrix.table},
     ROOT / "docs" / "start.md": {
         "axolotl": example("example_configs/axolotl/full.yml"),
         "ludwig": example("example_configs/ludwig/full.yaml"),
@@ -135,7 +137,16 @@ GENERATED = {
 }
 
 
-PICTURES = {ROOT / "docs" / "images" / "noise-by-length.svg": lengths.recorded}
+def rings_picture() -> str:
+    from tests.support import rings  # needs grimp, which only the core's environment has
+
+    return rings.picture()
+
+
+PICTURES = {
+    ROOT / "docs" / "images" / "noise-by-length.svg": lengths.recorded,
+    ROOT / "docs" / "images" / "rings.svg": rings_picture,
+}
 
 
 def regenerated(page: Path) -> str:

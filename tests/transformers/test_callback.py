@@ -204,7 +204,7 @@ def test_sequences_cut_over_processes_are_refused_before_training(driver, name, 
     trainer = driver.trainer("trainer", KEYS, tmp_path, callbacks=[])
     # accelerate itself has no context parallelism on a CPU.
     monkeypatch.setattr(type(trainer.accelerator), "parallelism_config", parallel)
-    message = f"parallelism_config.{name}: 2 cannot go with neftune_noise_alpha: each process is given a slice"
+    message = f"parallelism_config.{name}: 2 cannot be combined with neftune_noise_alpha: each process gets a slice"
     with pytest.raises(NoiseConfigError, match=message):
         trainer.train()
     assert trainer.state.global_step == 0
