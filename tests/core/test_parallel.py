@@ -315,6 +315,7 @@ def clean_losses(mesh: Any) -> dict[str, float]:
                 loss=lambda loss: loss,
                 weight=weight,
             )
+        made(*batch())
         handle.step = 1
         return handle.metrics()
 
