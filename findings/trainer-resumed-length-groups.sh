@@ -3,7 +3,7 @@
 #
 # Guess:   Trainer skips the batches that the interrupted epoch has seen and continues with the rest, whatever the
 #          sampler. With random sampling that is so.
-# Happens: The sampler for group_by_length has no seed of its own; it draws from the global random state. When a
+# Happens: The sampler for group_by_length has no seed of its own; it draws from the global RNG state. When a
 #          resumed run draws the order of the interrupted epoch, that state is the one from the start of training, so
 #          it gets the order of epoch 0 and skips in that: some rows occur twice in the epoch and others never.
 # Matters: To anybody who resumes a training of more than one epoch that groups by length: it silently uses other data

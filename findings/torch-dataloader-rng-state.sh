@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Each iter() over a DataLoader changes the global random state, even without shuffling and workers
+# Each iter() over a DataLoader changes the global RNG state, even without shuffling and workers
 #
 # Guess:   A DataLoader without shuffling, workers and augmentation draws no random numbers, so evaluating more or
 #          less often does not affect training.
@@ -10,8 +10,8 @@
 #          dropout ends with other weights if it is evaluated during training.
 # With:    torch==2.14.1
 # Seen:    2026-11-27
-# | plain: global random state moved yes, the dropout mask after it is another
-# | with a generator of its own: global random state moved no, the dropout mask after it is the same
+# | plain: global RNG state moved yes, the dropout mask after it is another
+# | with a generator of its own: global RNG state moved no, the dropout mask after it is the same
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 finding "${BASH_SOURCE[0]}" <<'PYTHON'
@@ -30,7 +30,7 @@ for name, options in {"plain": {}, "with a generator of its own": {"generator": 
     moved = not torch.equal(before, torch.get_rng_state())
     same = torch.equal(torch.dropout(values, 0.5, train=True), usual)
     print(
-        f"{name}: global random state moved {'yes' if moved else 'no'}, "
+        f"{name}: global RNG state moved {'yes' if moved else 'no'}, "
         f"the dropout mask after it is {'the same' if same else 'another'}"
     )
 PYTHON
