@@ -113,10 +113,21 @@ class NEFTuneCallback(TrainerCallback):
                     parallel = getattr(trainer.accelerator, "parallelism_config", None)
                     sizes = {name: getattr(parallel, name, None) for name in ("cp_size", "sp_size")}
                     refuse_context_parallel({f"parallelism_config.{name}": size for name, size in sizes.items()})
+                    if hasattr(trainer, "collect_features"):
+                        cached = functools.partial(self._compute_cached_loss, trainer.compute_loss)
+                        stack.enter_context(patch.object(trainer, "compute_loss", cached))
                     if config.clean_loss_steps is not None:
                         compute_loss = functools.partial(self._compute_loss, trainer, trainer.compute_loss)
                         stack.enter_context(patch.object(trainer, "compute_loss", compute_loss))
             yield
+
+    def _compute_cached_loss(self, compute_loss: Any, *args: Any, **kwargs: Any) -> Any:
+        """The `compute_loss` of sentence-transformers: its cached losses (arXiv 2101.06983) compute embeddings without
+        gradients first, which need the noise of the pass with gradients."""
+        if self._handle is None or not torch.is_grad_enabled():
+            return compute_loss(*args, **kwargs)
+        with self._handle.training_forwards():
+            return compute_loss(*args, **kwargs)
 
     def _compute_loss(
         self, trainer: "Trainer", compute_loss: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any
