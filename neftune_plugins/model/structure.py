@@ -113,8 +113,7 @@ def pad_token_id(model: nn.Module) -> int | None:
 
 
 def token_ids(model: nn.Module, name: str) -> tuple[int, ...]:
-    """The ids that the configuration of the model, or of a module in it, gives under that name: one, several or none.
-    """
+    """What the configuration of the model, or of a module in it, gives under that name: one id, several or none."""
     for module in model.modules():
         for holder in ("config", "generation_config"):
             found = getattr(vars(module).get(holder), name, None)

@@ -12,7 +12,17 @@ import torch
 from torch import Tensor
 
 from neftune_plugins.noise.layout import Layout, Reading, read, total_per_example
-from neftune_plugins.noise.witnesses import Batch, Before, Doubt, Ends, Positions, Witness, first_real, is_prefixed, unreadable
+from neftune_plugins.noise.witnesses import (
+    Batch,
+    Before,
+    Doubt,
+    Ends,
+    Positions,
+    Witness,
+    first_real,
+    is_prefixed,
+    unreadable,
+)
 
 _ARGUMENTS = ("input_ids", "attention_mask", "position_ids", "cu_seq_lens_q", "seq_idx")
 
@@ -84,8 +94,8 @@ def _doubts(batch: Batch, reading: Reading) -> Iterator[Doubt]:
     yield from _doubts_of_padding(batch, reading)
     if reading.before is None:
         return
-    for witness in reading.witnesses:
-        for doubt, what in witness.doubts(reading.before):
+    for witness, start_BL in zip(reading.witnesses, reading.starts, strict=True):
+        for doubt, what in witness.doubts(reading.before, start_BL):
             yield doubt, f"{witness.name} {what}"
     yield from _doubts_of_what_is_hidden(batch, reading)
     yield from _doubts_of_offsets(batch, reading)
@@ -99,8 +109,9 @@ def _doubts_of_padding(batch: Batch, reading: Reading) -> Iterator[Doubt]:
     may_be_text = batch.get("is_decoder") or pad_token_id in batch.get("bos_token_ids", ())
     if batch.get("attention_mask") is None and pad_token_id is not None and not may_be_text:
         pad_BL = reading.layout.real_BL & (batch["input_ids"] == pad_token_id)
-        yield pad_BL[:, :2].all(-1, keepdim=True) & (pad_BL.shape[1] > 1), (
-            "input_ids begin with the padding id, and no attention_mask says whether that is padding"
+        yield (
+            pad_BL[:, :2].all(-1, keepdim=True) & (pad_BL.shape[1] > 1),
+            ("input_ids begin with the padding id, and no attention_mask says whether that is padding"),
         )
 
 
@@ -114,7 +125,10 @@ def _doubts_of_what_is_hidden(batch: Batch, reading: Reading) -> Iterator[Doubt]
     yield has_words & ~shown_BL.any(), "attention_mask hides every token of a batch that has words"
     if mask.dim() == 2 and mask.is_floating_point():
         is_zero = ~(mask != 0).any()
-        yield has_words & is_zero, "attention_mask is 0 everywhere, which of floats may mean no padding and nothing else"
+        yield (
+            has_words & is_zero,
+            "attention_mask is 0 everywhere, which in floats may mean that nothing is hidden",
+        )
     if batch.get("pad_token_id") is not None:
         pad_BL = input_ids_BL == batch["pad_token_id"]
         shows_no_word_B = shown_BL.any(-1) & ~(shown_BL & ~pad_BL).any(-1)
@@ -157,19 +171,24 @@ def _doubts_of_positions(batch: Batch, reading: Reading, before: Before) -> Iter
         column_L = torch.arange(main_BL.shape[1], device=main_BL.device)
         hidden_BL = (column_L - 1 - before.column_BL).clamp(min=0)
         is_elsewhere_BL = (main_BL < first_B1) | (main_BL > first_B1 + hidden_BL)
-        yield start_BL & ~told_BL & real_BL & is_elsewhere_BL, (
-            "position_ids do not go up here, and do not begin again where the row began: a tree of continuations, "
-            "whose tokens belong to no one example, or a slice of a packed row (context or sequence parallelism)"
+        yield (
+            start_BL & ~told_BL & real_BL & is_elsewhere_BL,
+            (
+                "position_ids do not go up here, and do not begin again where the row began: a tree of continuations, "
+                "whose tokens belong to no one example, or a slice of a packed row (context or sequence parallelism)"
+            ),
         )
         is_middle_B1 = (first_B1 > column_B1 + _FIRST_POSITION) & real_BL.any(-1, keepdim=True)
         if batch.get("pad_token_id") is not None:
             is_middle_B1 = is_middle_B1 & (first_B1 != batch["pad_token_id"] + 1)
         if not is_prefixed(batch):
-            yield is_middle_B1, (
-                "position_ids begin in the middle of an example: the ids are a slice of a batch (context or sequence "
-                "parallelism), or the positions are not those of a text"
-            )
+            yield is_middle_B1, _MIDDLE
 
+
+_MIDDLE = (
+    "position_ids begin in the middle of an example: the ids are a slice of a batch (context or sequence parallelism), "
+    "or the positions are not those of a text"
+)
 
 # Models of RoBERTa's kind count from the padding id + 1, which is 2; others from 1.
 _FIRST_POSITION = 2

@@ -77,8 +77,8 @@ def read_layout(batch: Batch) -> Layout:
     """The built-in reader, for everything that the frameworks pass to a transformers model: `attention_mask`,
     `position_ids`, `cu_seq_lens_q` and `seq_idx` in the forms that docs/noise.md has, and padding by its ids.
 
-    Looks at no tensor's values, so that it compiles and no device is waited for: see `checks.LayoutReader` for what
-    only values tell.
+    Looks at no tensor's values, so that it compiles and no device is waited for: see `check_layout` for what only
+    values tell.
 
     Raises NoiseNotAppliedError for an argument of another form.
     """
@@ -105,7 +105,7 @@ def read(batch: Batch) -> Reading:
 
 
 def _without_padding_alone(real_BL: Tensor, start_BL: Tensor | None, word_BL: Tensor) -> Layout:
-    """The layout in which an example that has no word is padding. (The tail of a packed row, where no mask marks it.)"""
+    """The layout in which examples that have no word are padding. (They fill up packed rows without a mask.)"""
     example_BL, position_BL = _numbered(real_BL, start_BL)
     count_BL = torch.where(word_BL, _WORD + 1, 1) * real_BL
     total_BL = total_per_example(count_BL, example_BL)
@@ -118,7 +118,10 @@ def _tails(batch: Batch, witnesses: Sequence[Witness], real_BL: Tensor, start_BL
     pad_BL = batch["input_ids"] == pad_token_id
     filler_BL = _fillers(batch, pad_BL) if witnesses else pad_BL
     tail_BL = ~(~(filler_BL & real_BL)).flip(-1).cummax(-1).values.flip(-1)
-    alone_BL = None if start_BL is None else tail_BL & (tail_BL & start_BL).cummax(-1).values
+    alone_BL = None
+    if start_BL is not None:  # examples that have nothing else; a row that has nothing else is one
+        is_all_B1 = ~(real_BL & ~tail_BL).any(-1, keepdim=True)
+        alone_BL = tail_BL & ((tail_BL & start_BL).cummax(-1).values | is_all_B1)
     if any(witness.name != "position_ids" for witness in witnesses):  # these make padding an example of its own
         return alone_BL
     if pad_token_id in batch.get("eos_token_ids", ()):  # the end of the text
@@ -136,7 +139,7 @@ def _fillers(batch: Batch, pad_BL: Tensor) -> Tensor:
     labels = batch.get("labels")
     if isinstance(labels, Tensor) and labels.shape == zero_BL.shape:
         zero_BL = zero_BL & (labels != 0)  # what is trained on is a word
-    return pad_BL | zero_BL
+    return torch.logical_or(pad_BL, zero_BL)
 
 
 def _all_of(values: Sequence[Tensor]) -> Tensor | None:

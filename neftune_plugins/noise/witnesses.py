@@ -6,7 +6,7 @@ Shape suffixes: B rows of the batch, L tokens of a row, H heads of a mask, R row
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,13 +25,16 @@ All but the arguments may be missing.
 """
 
 Doubt = tuple[Tensor, str]
-"""A bool tensor, (B, L) or of any shape, that is nowhere True in a batch that can be read, and what is wrong if it is."""
+"""A bool tensor that is nowhere True in a batch that can be read, and what is wrong where it is."""
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _NUMBERS = (*_INTEGERS, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # Additive masks hide with -10,000 or less; biases of visible tokens next to the diagonal (ALiBi) are above -1.
 _HIDES, _BIAS = -1000.0, -1.0
+
+# Lines of a mask that are looked at together.
+_CHUNK = 256
 
 
 class Before:
@@ -60,7 +63,8 @@ def first_real(real_BL: Tensor) -> Tensor:
     return real_BL.to(torch.uint8).argmax(-1, keepdim=True)
 
 
-class Witness(Protocol):
+@dataclass(frozen=True)
+class Witness:
     """One argument of a forward.
 
     name: of the argument.
@@ -69,37 +73,30 @@ class Witness(Protocol):
     real_BL: bool, False on what it says is padding.
     """
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def is_explicit(self) -> bool: ...
-
-    @property
-    def real_BL(self) -> Tensor: ...
+    name: ClassVar[str]
+    is_explicit: ClassVar[bool] = False
+    real_BL: Tensor
 
     def starts(self, before: Before) -> Tensor | None:
         """Bool (B, L), True where an example begins; None if it has no say in that. A row's first real token begins
         one in any case."""
-        ...
+        return None
 
-    def doubts(self, before: Before) -> Iterator[Doubt]:
-        """What would make this argument unreadable."""
-        ...
+    def doubts(self, before: Before, start_BL: Tensor | None) -> Iterator[Doubt]:
+        """What would make this argument unreadable. start_BL: what `starts` gave."""
+        return iter(())
 
 
 @dataclass(frozen=True)
-class RowMask:
+class RowMask(Witness):
     """`attention_mask` (B, L): 0 and 1, numbers of segments, or additive."""
 
     value_BL: Tensor
-    real_BL: Tensor
     name = "attention_mask"
-    is_explicit = False
 
     @staticmethod
     def of(value_BL: Tensor) -> "RowMask":
-        return RowMask(value_BL, value_BL > _threshold(value_BL))
+        return RowMask(value_BL > _threshold(value_BL), value_BL)
 
     def starts(self, before: Before) -> Tensor | None:
         if self.value_BL.dtype == torch.bool:
@@ -107,7 +104,7 @@ class RowMask:
         # Holes in a mask do not start an example: compare with the last real token's segment.
         return self.value_BL != before(self.value_BL)
 
-    def doubts(self, before: Before) -> Iterator[Doubt]:
+    def doubts(self, before: Before, start_BL: Tensor | None) -> Iterator[Doubt]:
         value_BL = self.value_BL
         if value_BL.is_floating_point():
             number_BL = (value_BL >= 0) & (value_BL == value_BL.floor()) & (value_BL < torch.inf)
@@ -119,22 +116,21 @@ class RowMask:
 
 
 @dataclass(frozen=True)
-class PairMask:
+class PairMask(Witness):
     """`attention_mask` (B or 1, H, L, L), which says what each token sees: boolean, 0 and 1, or additive."""
 
     value_BHLL: Tensor
     own_BHL: Tensor
-    real_BL: Tensor
     threshold: Tensor | float
     name = "attention_mask"
-    is_explicit = False
 
     @staticmethod
     def of(value_BHLL: Tensor, rows: int) -> "PairMask":
         """Looks at the diagonal alone: a mask may be huge, and expanded."""
-        own_BHL = value_BHLL.diagonal(dim1=2, dim2=3)
+        own_BHL = value_BHLL.diagonal(dim1=2, dim2=3).contiguous()
         threshold = _threshold(own_BHL)
-        return PairMask(value_BHLL, own_BHL, (own_BHL[:, 0] > threshold).expand(rows, -1), threshold)
+        real_BL = (own_BHL[:, 0] > threshold).expand(rows, -1)
+        return PairMask(real_BL, value_BHLL, own_BHL, threshold)
 
     def _first_head(self) -> Tensor:
         return self.value_BHLL[:, 0].expand(self.real_BL.shape[0], -1, -1)
@@ -146,40 +142,38 @@ class PairMask:
         # What was hidden from the token after it is right for sliding windows and bidirectional masks too.
         return ~(self._seen_before(before) > self.threshold)
 
-    def doubts(self, before: Before) -> Iterator[Doubt]:
+    def doubts(self, before: Before, start_BL: Tensor | None) -> Iterator[Doubt]:
         yield _no_visibility(self.own_BHL) & self.real_BL[:, None], _NO_VISIBILITY
         yield _no_visibility(self._seen_before(before)) & self.real_BL, _NO_VISIBILITY
         if self.own_BHL.shape[1] > 1:
             yield (self.own_BHL > self.threshold) != self.real_BL[:, None], "hides different tokens from its heads"
-        hidden_BL = self.real_BL & ~(self._seen_before(before) > self.threshold)
-        row_N, column_N = hidden_BL.nonzero(as_tuple=True)
-        earlier_NL = torch.arange(self.real_BL.shape[1], device=row_N.device) < column_N[:, None]
-        seen_NL = self._first_head()[row_N, column_N] > self.threshold
-        branches_BL = torch.zeros_like(hidden_BL)
-        branches_BL[row_N, column_N] = (seen_NL & earlier_NL & self.real_BL[row_N]).any(-1)
-        yield branches_BL, (
-            "hides from this token the one before it and shows it earlier ones: a tree of continuations, or a pattern "
-            "with gaps, whose tokens belong to no one example"
-        )
+        if start_BL is not None:
+            yield self._branches(start_BL), _BRANCHES
+
+    def _branches(self, start_BL: Tensor) -> Tensor:
+        """Where a token that should open an example sees what comes before it."""
+        branches_BL = torch.zeros_like(start_BL)
+        column_L = torch.arange(start_BL.shape[1], device=start_BL.device)
+        for token_N2 in torch.split((self.real_BL & start_BL).nonzero(), _CHUNK):
+            row_N, column_N = token_N2.unbind(-1)
+            seen_NL = self._first_head()[row_N, column_N] > self.threshold
+            is_earlier_NL = self.real_BL[row_N] & (column_L < column_N[:, None])
+            branches_BL[row_N, column_N] = (seen_NL & is_earlier_NL).any(-1)
+        return branches_BL
 
 
 @dataclass(frozen=True)
-class KeyMask:
+class KeyMask(Witness):
     """`attention_mask` (B or 1, H, 1, L), which hides tokens from all others: boolean, 0 and 1, or additive."""
 
     value_BHL: Tensor
-    real_BL: Tensor
     name = "attention_mask"
-    is_explicit = False
 
     @staticmethod
     def of(value_BHL: Tensor, rows: int) -> "KeyMask":
-        return KeyMask(value_BHL, (value_BHL[:, 0] > _threshold(value_BHL)).expand(rows, -1))
+        return KeyMask((value_BHL[:, 0] > _threshold(value_BHL)).expand(rows, -1), value_BHL)
 
-    def starts(self, before: Before) -> Tensor | None:
-        return None
-
-    def doubts(self, before: Before) -> Iterator[Doubt]:
+    def doubts(self, before: Before, start_BL: Tensor | None) -> Iterator[Doubt]:
         yield _no_visibility(self.value_BHL), _NO_VISIBILITY
         if self.value_BHL.shape[1] > 1:
             real_BHL = self.value_BHL > _threshold(self.value_BHL)
@@ -187,18 +181,16 @@ class KeyMask:
 
 
 @dataclass(frozen=True)
-class Positions:
+class Positions(Witness):
     """`position_ids` (B, L), or of M-RoPE (3, B, L) with time, height and width, or (4, B, L) with the position in the
     text, or the time once more, before them. Below 0 they mark padding."""
 
     value_RBL: Tensor
-    real_BL: Tensor
     name = "position_ids"
-    is_explicit = False
 
     @staticmethod
     def of(value_RBL: Tensor) -> "Positions":
-        return Positions(value_RBL, value_RBL[0] >= 0)
+        return Positions(value_RBL[0] >= 0, value_RBL)
 
     def starts(self, before: Before) -> Tensor | None:
         main_BL = self.value_RBL[0]
@@ -209,56 +201,47 @@ class Positions:
         # The patches of an image share their time. Sound beside a video takes time back, but not to the row's start.
         return (main_BL < previous_BL) & (main_BL <= before.first(main_BL))
 
-    def doubts(self, before: Before) -> Iterator[Doubt]:
-        return iter(())
-
 
 @dataclass(frozen=True)
-class Ends:
+class Ends(Witness):
     """`cu_seq_lens_q` (S,): offsets at which examples begin and end, over the tokens of all rows."""
 
     value_S: Tensor
     index_BL: Tensor
-    real_BL: Tensor
     name = "cu_seq_lens_q"
     is_explicit = True
 
     @staticmethod
     def of(value_S: Tensor, rows: int, width: int) -> "Ends":
         index_BL = torch.arange(rows * width, device=value_S.device).view(rows, width)
-        return Ends(value_S, index_BL, index_BL < value_S[-1])
+        return Ends(index_BL < value_S[-1], value_S, index_BL)
 
     def starts(self, before: Before) -> Tensor | None:
         return torch.isin(self.index_BL, self.value_S)
 
-    def doubts(self, before: Before) -> Iterator[Doubt]:
+    def doubts(self, before: Before, start_BL: Tensor | None) -> Iterator[Doubt]:
         value_S, width = self.value_S, self.index_BL.shape[1]
         yield value_S[:1] != 0, "does not begin with 0: it must hold offsets, not lengths"
         yield value_S.diff() < 0, "goes down: it must hold offsets, not lengths"
         yield value_S > self.index_BL.numel(), "goes beyond the ids, which are then a slice of the batch (context or "
         "sequence parallelism)"
         crossed_BL = (self.index_BL % max(1, width) == 0) & self.real_BL & ~torch.isin(self.index_BL, value_S)
-        yield crossed_BL, "has no offset at the begin of this row: offsets count over the tokens of all rows"
+        yield crossed_BL, "has no offset at the beginning of this row: offsets count over the tokens of all rows"
 
 
 @dataclass(frozen=True)
-class SequenceNumbers:
+class SequenceNumbers(Witness):
     """`seq_idx` (B, L): the number of each token's example; below 0 on padding."""
 
     value_BL: Tensor
-    real_BL: Tensor
     name = "seq_idx"
-    is_explicit = False
 
     @staticmethod
     def of(value_BL: Tensor) -> "SequenceNumbers":
-        return SequenceNumbers(value_BL, value_BL >= 0)
+        return SequenceNumbers(value_BL >= 0, value_BL)
 
     def starts(self, before: Before) -> Tensor | None:
         return self.value_BL != before(self.value_BL)
-
-    def doubts(self, before: Before) -> Iterator[Doubt]:
-        return iter(())
 
 
 def witnesses_of(batch: Batch) -> list[Witness]:
@@ -302,10 +285,7 @@ def _positions(batch: Batch) -> Witness | None:
     rows, width = input_ids.shape
     if not _is_table(value, _NUMBERS):
         raise _unreadable("position_ids", value, input_ids, "a tensor of numbers is needed")
-    if value.dim() < 3:
-        value_RBL = value[None] if value.dim() == 2 else value[None, None]
-    else:
-        value_RBL = value
+    value_RBL = value[None, None] if value.dim() == 1 else value[None] if value.dim() == 2 else value
     if (
         value_RBL.dim() != 3
         or len(value_RBL) not in ((3, 4) if value.dim() == 3 else (1,))
@@ -348,6 +328,10 @@ def _threshold(value: Tensor) -> Tensor | float:
     return torch.where((value > 0).any(), 0.0, _HIDES).to(value.dtype)
 
 
+_BRANCHES = (
+    "hides from this token the one before it and shows it earlier ones: a tree of continuations, or a pattern with "
+    "gaps, whose tokens belong to no one example"
+)
 _NO_VISIBILITY = "is neither 0 and 1 nor additive (about 0, or -1000 and less) here"
 
 

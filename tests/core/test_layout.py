@@ -465,7 +465,7 @@ ONES = torch.ones(2, 6, dtype=torch.int64)
         ({"cu_seq_lens_q": [6, 6]}, "cu_seq_lens_q does not begin with 0"),
         ({"cu_seq_lens_q": [0, 6, 4, 12]}, "cu_seq_lens_q goes down"),
         ({"cu_seq_lens_q": [0, 6, 24]}, "cu_seq_lens_q goes beyond the ids, which are then a slice"),
-        ({"cu_seq_lens_q": [0, 4, 12]}, "cu_seq_lens_q has no offset at the begin of this row"),
+        ({"cu_seq_lens_q": [0, 4, 12]}, "cu_seq_lens_q has no offset at the beginning of this row"),
         ({"cu_seq_lens_q": [0, 3, 6]}, "cu_seq_lens_q ends before words of the batch"),
         ({"seq_idx": ONES[0]}, r"seq_idx \(6,\)"),
     ],
@@ -492,7 +492,10 @@ OTHERS = torch.tensor([[0, 1, 2, 0, 1, 2]])
             r"position_ids begins an example inside one of cu_seq_lens_q \(row 0, column 3\)",
         ),
         ({"cu_seq_lens_q": [0, 6], "position_ids": OTHERS}, "position_ids begins an example inside one of cu_seq_lens"),
-        ({"cu_seq_lens_q": [0, 3, 6], "attention_mask": SEGMENTS}, "cu_seq_lens_q begins an example inside one of atte"),
+        (
+            {"cu_seq_lens_q": [0, 3, 6], "attention_mask": SEGMENTS},
+            "cu_seq_lens_q begins an example inside one",
+        ),
         ({"seq_idx": SEGMENTS, "position_ids": OTHERS}, "position_ids begins an example inside one of seq_idx"),
         (
             {"attention_mask": (SEGMENTS[0] == SEGMENTS[0][:, None])[None, None], "position_ids": OTHERS},
@@ -503,7 +506,10 @@ OTHERS = torch.tensor([[0, 1, 2, 0, 1, 2]])
             r"attention_mask hides a token inside an example of cu_seq_lens_q \(row 0, column 2\)",
         ),
         (
-            {"input_ids": torch.tensor([[4, 5, 6, PAD, PAD, PAD]]), "attention_mask": torch.tensor([[0, 0, 0, 1, 1, 1]])},
+            {
+                "input_ids": torch.tensor([[4, 5, PAD, PAD, PAD, PAD]]),
+                "attention_mask": torch.tensor([[0, 0, 1, 1, 1, 1]]),
+            },
             "attention_mask shows the padding of this row and hides its words",
         ),
     ],
@@ -531,6 +537,26 @@ def test_a_batch_of_padding_alone_has_no_example():
     ids = torch.full((2, 4), PAD)
     for mask in (torch.zeros_like(ids), None):
         assert found({"input_ids": ids, "attention_mask": mask, "pad_token_id": PAD}) == [[], []]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"attention_mask": ONES},
+        {"attention_mask": ONES.float()[:, None, None]},
+        {"attention_mask": torch.ones(6, 6).tril().expand(2, 3, 6, 6), "position_ids": torch.arange(6)},
+        {"position_ids": IMAGES[:, None, :6]},
+        {"cu_seq_lens_q": torch.tensor([0, 6, 12])},
+        {"cu_seq_lens_q": [0, 6, 12], "seq_idx": ONES},
+        {},
+    ],
+    ids=str,
+)
+def test_every_form_is_read_in_one_graph(arguments):
+    reader = CheckedReader()
+    batch = {"input_ids": IDS, "pad_token_id": 2, "eos_token_ids": (2,)} | arguments
+    graph = torch.compile(lambda batch: reader(batch).length_BL, fullgraph=True, backend="eager")
+    assert torch.equal(graph(batch), reader(batch).length_BL)
 
 
 def test_compiled_graphs_and_batches_without_values_are_read_unchecked():

@@ -112,11 +112,12 @@ def examples(
             previous, first, starts = column, column, True
         else:
             falls = positions is not None and positions[column] < positions[previous]
+            gap = 1 if is_time else column - previous  # hidden tokens may have had the positions before
             stays = positions is not None and positions[column] == positions[previous]
             starts = (
                 (mask is not None and mask[column] != mask[previous])
                 or (visible is not None and not visible[column][previous])
-                or (falls and positions is not None and 0 <= positions[column] - positions[first] < column - previous)
+                or (falls and positions is not None and positions[column] - positions[first] < gap)
                 or (stays and not is_time)
                 or (offsets is not None and column in offsets)
                 or (numbers is not None and numbers[column] != numbers[previous])
