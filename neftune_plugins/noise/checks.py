@@ -84,10 +84,11 @@ def _check(batch: Batch, reading: Reading) -> None:
 
 
 def _where(doubt: Tensor, input_ids_BL: Tensor) -> str:
-    if doubt.shape[-1:] != input_ids_BL.shape[-1:] or doubt.dim() < 2:
+    if doubt.dim() < 2:
         return ""
     found = doubt.nonzero()[0].tolist()
-    return f" (row {found[0]}, column {found[-1]})"
+    column = f", column {found[-1]}" if doubt.shape[-1] == input_ids_BL.shape[1] else ""
+    return f" (row {found[0]}{column})"
 
 
 def _doubts(batch: Batch, reading: Reading) -> Iterator[Doubt]:
@@ -109,10 +110,8 @@ def _doubts_of_padding(batch: Batch, reading: Reading) -> Iterator[Doubt]:
     may_be_text = batch.get("is_decoder") or pad_token_id in batch.get("bos_token_ids", ())
     if batch.get("attention_mask") is None and pad_token_id is not None and not may_be_text:
         pad_BL = reading.layout.real_BL & (batch["input_ids"] == pad_token_id)
-        yield (
-            pad_BL[:, :2].all(-1, keepdim=True) & (pad_BL.shape[1] > 1),
-            ("input_ids begin with the padding id, and no attention_mask says whether that is padding"),
-        )
+        is_led_B1 = pad_BL[:, :2].all(-1, keepdim=True) & (pad_BL.shape[1] > 1)
+        yield is_led_B1, "input_ids begin with the padding id, and no attention_mask says whether that is padding"
 
 
 def _doubts_of_what_is_hidden(batch: Batch, reading: Reading) -> Iterator[Doubt]:
@@ -124,11 +123,8 @@ def _doubts_of_what_is_hidden(batch: Batch, reading: Reading) -> Iterator[Doubt]
     has_words = (input_ids_BL != input_ids_BL[:1, :1]).any()
     yield has_words & ~shown_BL.any(), "attention_mask hides every token of a batch that has words"
     if mask.dim() == 2 and mask.is_floating_point():
-        is_zero = ~(mask != 0).any()
-        yield (
-            has_words & is_zero,
-            "attention_mask is 0 everywhere, which in floats may mean that nothing is hidden",
-        )
+        is_unclear = has_words & ~(mask != 0).any()
+        yield is_unclear, "attention_mask is 0 everywhere: in floats that means no padding, or nothing else"
     if batch.get("pad_token_id") is not None:
         pad_BL = input_ids_BL == batch["pad_token_id"]
         shows_no_word_B = shown_BL.any(-1) & ~(shown_BL & ~pad_BL).any(-1)
@@ -171,13 +167,7 @@ def _doubts_of_positions(batch: Batch, reading: Reading, before: Before) -> Iter
         column_L = torch.arange(main_BL.shape[1], device=main_BL.device)
         hidden_BL = (column_L - 1 - before.column_BL).clamp(min=0)
         is_elsewhere_BL = (main_BL < first_B1) | (main_BL > first_B1 + hidden_BL)
-        yield (
-            start_BL & ~told_BL & real_BL & is_elsewhere_BL,
-            (
-                "position_ids do not go up here, and do not begin again where the row began: a tree of continuations, "
-                "whose tokens belong to no one example, or a slice of a packed row (context or sequence parallelism)"
-            ),
-        )
+        yield start_BL & ~told_BL & real_BL & is_elsewhere_BL, _ELSEWHERE
         is_middle_B1 = (first_B1 > column_B1 + _FIRST_POSITION) & real_BL.any(-1, keepdim=True)
         if batch.get("pad_token_id") is not None:
             is_middle_B1 = is_middle_B1 & (first_B1 != batch["pad_token_id"] + 1)
@@ -185,6 +175,10 @@ def _doubts_of_positions(batch: Batch, reading: Reading, before: Before) -> Iter
             yield is_middle_B1, _MIDDLE
 
 
+_ELSEWHERE = (
+    "position_ids do not go up here, and do not begin again where the row began: a tree of continuations, whose tokens "
+    "belong to no one example, or a slice of a packed row (context or sequence parallelism)"
+)
 _MIDDLE = (
     "position_ids begin in the middle of an example: the ids are a slice of a batch (context or sequence parallelism), "
     "or the positions are not those of a text"
@@ -223,14 +217,10 @@ def _check_not_a_slice(batch: Batch, layout: Layout) -> None:
         around = call.get("input_ids")
         if not isinstance(around, Tensor) or around.dim() != 2 or len(around) != rows or around.shape[1] <= width:
             continue
-        mask = call.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.shape == around.shape:
-            word_BL = mask > 0
-        elif batch.get("pad_token_id") is not None:
-            word_BL = around != batch["pad_token_id"]
-        else:
-            continue
-        if (layout.real_BL.sum(-1) < word_BL.sum(-1)).any() and _is_part(input_ids_BL, around):
+        mask, pad_token_id = call.get("attention_mask"), batch.get("pad_token_id")
+        is_masked = isinstance(mask, Tensor) and mask.shape == around.shape
+        word_BW = mask > 0 if is_masked else around != (-1 if pad_token_id is None else pad_token_id)
+        if (layout.real_BL.sum(-1) < word_BW.sum(-1)).any() and _is_part(input_ids_BL, around):
             raise unreadable(
                 f"input_ids {tuple(input_ids_BL.shape)} are a slice of those {tuple(around.shape)} of the call around "
                 "this one (context or sequence parallelism), and noise depends on whole examples"

@@ -353,8 +353,7 @@ def _check_prefix(batch: Batch) -> None:
     extra = mask.shape[-1] - input_ids.shape[1]
     if extra < 0:
         raise _unreadable("attention_mask", mask, input_ids, "it has fewer columns than the ids")
-    past = batch.get("past_key_values")
-    if past is not None and _past_length(past) in (None, extra):
+    if is_prefixed(batch) and _past_length(batch["past_key_values"]) in (None, extra):
         return
     for call in batch.get("outer", ()):
         ids, around = call.get("input_ids"), call.get("attention_mask")
@@ -380,9 +379,17 @@ def _check_prefix(batch: Batch) -> None:
 
 
 def _past_length(past: Any) -> int | None:
-    """How many tokens are cached; None where that cannot be asked."""
+    """How many tokens are cached; None where that cannot be told."""
     length = getattr(past, "get_seq_length", None)
-    return int(length()) if callable(length) else None
+    if callable(length):
+        return int(length())
+    if not isinstance(past, list | tuple):
+        return None
+    layers = [layer for layer in past if isinstance(layer, list | tuple) and layer]
+    if not layers:
+        return 0
+    keys = layers[0][0]
+    return keys.shape[-2] if isinstance(keys, Tensor) and keys.dim() == 4 else None
 
 
 def _unreadable(name: str, value: object, input_ids: Tensor | None, why: str) -> NoiseNotAppliedError:
