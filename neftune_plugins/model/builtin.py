@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from neftune_plugins.model import structure
 from neftune_plugins.model.scales import SCALES
+from neftune_plugins.noise.checks import CheckedReader
 from neftune_plugins.noise.draw import NoiseType
 from neftune_plugins.noise.kernels import KernelDraw
-from neftune_plugins.noise.layout import LayoutReader, read_layout
+from neftune_plugins.noise.layout import LayoutReader
 from neftune_plugins.plugins.hookspecs import hookimpl
 
 
@@ -69,7 +70,7 @@ def neftune_noise_types() -> Iterable[NoiseType]:
 
 @hookimpl(trylast=True)
 def neftune_layout_reader() -> LayoutReader:
-    return read_layout
+    return CheckedReader()
 
 
 @hookimpl(trylast=True)

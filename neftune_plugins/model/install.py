@@ -121,7 +121,12 @@ class Handle:
         self.clean_loss = None if config.clean_loss_steps is None else CleanLoss(config.clean_loss_steps)
         self.steps = steps
         self.embeddings: list[str] = []
-        self._pad_token_id = structure.pad_token_id(model) if pad_token_id is None else pad_token_id
+        ends = structure.token_ids(model, "eos_token_id")
+        self._ids = {
+            "pad_token_id": structure.pad_token_id(model) if pad_token_id is None else pad_token_id,
+            "bos_token_ids": structure.token_ids(model, "bos_token_id") + ends,  # rows may be cut from a stream
+            "eos_token_ids": ends,
+        }
         self._readers = layout_readers() if layout_reader is None else (layout_reader, *layout_readers())
         self._noise = Noise(
             noise_types()[config.type],
@@ -214,7 +219,7 @@ class Handle:
 
     def layout(self, batch: Batch) -> Layout:
         """The examples of a batch, given as the arguments of the model's forward by name."""
-        batch = {"pad_token_id": self._pad_token_id, **batch}
+        batch = {**self._ids, **batch}
         for reader in self._readers:
             layout = reader(batch)
             if layout is not None:

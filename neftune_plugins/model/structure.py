@@ -109,9 +109,16 @@ def decoder(model: nn.Module) -> nn.Module | None:
 
 def pad_token_id(model: nn.Module) -> int | None:
     """What the model's configuration, or that of a module in it, says."""
+    return next(iter(token_ids(model, "pad_token_id")), None)
+
+
+def token_ids(model: nn.Module, name: str) -> tuple[int, ...]:
+    """What the configuration of the model, or of a module in it, gives under that name: one id, several or none."""
     for module in model.modules():
-        for name in ("config", "generation_config"):
-            found = getattr(vars(module).get(name), "pad_token_id", None)
-            if isinstance(found, int) and found >= 0:
-                return found
-    return None
+        for holder in ("config", "generation_config"):
+            found = getattr(vars(module).get(holder), name, None)
+            given = found if isinstance(found, list | tuple) else [found]
+            ids = tuple(one for one in given if isinstance(one, int) and one >= 0)
+            if ids:
+                return ids
+    return ()

@@ -1,6 +1,7 @@
 """Computes the noise, with pure functions of tensors. This ring knows batches and random bits; it must not know models,
 plugins or configuration files."""
 
+from neftune_plugins.noise.checks import CheckedReader, check_layout
 from neftune_plugins.noise.draw import (
     NoiseType,
     add_noise,
@@ -11,11 +12,13 @@ from neftune_plugins.noise.draw import (
     token_keys,
     token_scales,
 )
-from neftune_plugins.noise.layout import Batch, Layout, LayoutReader, read_layout
+from neftune_plugins.noise.layout import Layout, LayoutReader, read_layout
 from neftune_plugins.noise.schedule import alpha_at
+from neftune_plugins.noise.witnesses import Batch
 
 __all__ = [
     "Batch",
+    "CheckedReader",
     "Layout",
     "LayoutReader",
     "NoiseType",
@@ -23,6 +26,7 @@ __all__ = [
     "add_noise_",
     "alpha_at",
     "channel_codes",
+    "check_layout",
     "expected_energy",
     "read_layout",
     "stream_key",

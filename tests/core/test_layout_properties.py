@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from neftune_plugins import NoiseConfig, NoiseConfigError, install
+from neftune_plugins import NoiseConfig, NoiseConfigError, NoiseNotAppliedError, install
+from neftune_plugins.noise import CheckedReader
 from neftune_plugins.noise.draw import noise, stream_key, token_keys, token_scales
 from neftune_plugins.noise.layout import Layout, read_layout
 from neftune_plugins.plugins.manager import noise_types
@@ -31,46 +32,100 @@ def four_dimensional(segments: Tensor, pattern: str, form: str) -> Tensor:
         visible &= j <= i
     if pattern == "sliding window":
         visible &= i - j < 2
+    if pattern == "strided":
+        visible &= (i == j) | (j % 3 == 0)
     if form == "bool":
         return visible[:, None]
-    if form == "integer":
-        return visible[:, None].long()
+    if form in ("integer", "0/1"):
+        return visible[:, None].to(torch.int64 if form == "integer" else torch.float32)
     dtype = getattr(torch, form)
     return torch.zeros(visible.shape, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)[:, None]
 
 
+FORMS_4D = ["bool", "integer", "0/1", "float32", "bfloat16"]
 PATTERNS = st.tuples(
-    st.sampled_from(["causal", "sliding window", "bidirectional"]),
-    st.sampled_from(["bool", "integer", "float32", "bfloat16"]),
+    st.sampled_from(["causal", "sliding window", "bidirectional", "strided"]), st.sampled_from(FORMS_4D)
 )
+
+
+def mostly(usual: st.SearchStrategy[Any], unusual: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.sampled_from([True, True, True, False]).flatmap(lambda is_usual: usual if is_usual else unusual)
+
+
+def tables(shape: tuple[int, ...], values: st.SearchStrategy[float], dtype: torch.dtype) -> st.SearchStrategy[Tensor]:
+    size = math.prod(shape)
+    return st.lists(values, min_size=size, max_size=size).map(lambda found: torch.tensor(found).to(dtype).view(shape))
+
+
+WEIRD = st.sampled_from([-1e9, -1e4, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0, math.nan, math.inf, -math.inf])
+ANY_DTYPE = st.sampled_from([*MASK_DTYPES, torch.float16, torch.float64, torch.int8, torch.int16, torch.complex64])
+
+
+@st.composite
+def any_shape(draw: st.DrawFn, rows: int, width: int) -> tuple[int, ...]:
+    """Of an argument for ids (rows, width): a right one, or nearly."""
+    last = draw(mostly(st.just(width), st.sampled_from([1, width + 1, width + 2, max(1, width - 1)])))
+    first = draw(mostly(st.sampled_from([1, rows]), st.integers(1, 4)))
+    query = draw(mostly(st.sampled_from([1, width]), st.just(last)))
+    others = [(last,), (3, first, last), (4, 1, last), (first, 1, query, last)]
+    return draw(mostly(st.just((first, last)), st.sampled_from(others)))
+
+
+@st.composite
+def masks(draw: st.DrawFn, rows: int, width: int) -> Tensor:
+    prefix = draw(mostly(st.just(0), st.integers(0, 2)))
+    kind = draw(st.sampled_from(["0/1", "segments", "additive", "keys", "4-D", "4-D", "anything"]))
+    if kind == "anything":
+        values = draw(st.sampled_from([WEIRD, st.sampled_from([0.0, 1.0, 2.0]), st.sampled_from([0.0, -1e4])]))
+        return draw(tables(draw(any_shape(rows, width)), values, draw(ANY_DTYPE)))
+    if kind == "4-D":
+        first = draw(st.sampled_from([1, rows]))
+        segments = draw(tables((first, prefix + width), st.integers(0, 2).map(float), torch.int64))
+        if draw(st.booleans()):
+            segments = segments.sort(descending=draw(st.booleans())).values
+        return four_dimensional(segments, *draw(PATTERNS))[:, :, prefix:]
+    values = {"additive": [0.0, -1e4], "segments": [0.0, 1.0, 1.0, 2.0, 3.0]}.get(kind, [0.0, 1.0])
+    mask = draw(tables((rows, prefix + width), st.sampled_from(values), draw(st.sampled_from(MASK_DTYPES))))
+    if kind == "segments" and draw(st.booleans()) and mask.dtype != torch.bool:
+        mask = mask.sort().values
+    return mask[:, None, None] if kind == "keys" else mask
+
+
+def restarts(lengths: list[int], width: int, first: int) -> list[int]:
+    return [first + p for length in [*lengths, width] for p in range(length)][:width]
 
 
 @st.composite
 def batches(draw: st.DrawFn) -> dict[str, Any]:
-    """Anything that a forward may be given, sensible or not."""
-    rows, width, prefix = draw(st.integers(1, 3)), draw(st.integers(1, 9)), draw(st.integers(0, 2))
-
-    def table(rows: int, width: int, values: st.SearchStrategy[int], dtype: torch.dtype = torch.int64) -> Tensor:
-        row = st.lists(values, min_size=width, max_size=width)
-        return torch.tensor(draw(st.lists(row, min_size=rows, max_size=rows))).to(dtype)
-
+    """Anything that a forward may be given, sensible or not: arguments of wrong shapes, types and conventions, and
+    such as contradict each other."""
+    rows, width = draw(st.integers(1, 3)), draw(st.integers(1, 9))
+    ids = draw(tables((rows, width), st.sampled_from([0.0, 2.0, 7.0, 8.0]), draw(st.sampled_from(ID_DTYPES))))
     batch: dict[str, Any] = {
-        "input_ids": table(rows, width, st.sampled_from([PAD, 7, 8]), draw(st.sampled_from(ID_DTYPES))),
-        "pad_token_id": draw(st.sampled_from([None, PAD])),
+        "input_ids": ids,
+        "pad_token_id": draw(st.sampled_from([None, PAD, 2])),
+        "eos_token_ids": draw(st.sampled_from([(), (2,), (PAD, 8)])),
+        "bos_token_ids": draw(st.sampled_from([(), (2,), (PAD,)])),
         "is_decoder": draw(st.booleans()),
     }
-    mask = draw(st.sampled_from([None, "0/1 or segments", "4-D"]))
-    if mask == "0/1 or segments":
-        dtype = draw(st.sampled_from(MASK_DTYPES))
-        batch["attention_mask"] = table(rows, prefix + width, st.integers(0, 3), dtype)
-    elif mask == "4-D":
-        segments = table(draw(st.sampled_from([1, rows])), prefix + width, st.integers(0, 3))
-        batch["attention_mask"] = four_dimensional(segments, *draw(PATTERNS))
+    lengths = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
     if draw(st.booleans()):
-        batch["position_ids"] = table(draw(st.sampled_from([1, rows])), width, st.integers(0, 3))
+        batch["attention_mask"] = draw(masks(rows, width))
     if draw(st.booleans()):
-        ends = draw(st.sets(st.integers(0, width), min_size=1))
-        batch["cu_seq_lens_q"] = torch.tensor(sorted(ends), dtype=torch.int32)
+        good = st.sampled_from([0, 0, 1, 2]).map(lambda first: torch.tensor([restarts(lengths, width, first)]))
+        free = tables(draw(any_shape(rows, width)), st.integers(-1, 3).map(float), draw(ANY_DTYPE))
+        batch["position_ids"] = draw(st.one_of(good, good.map(lambda value: value[0]), free))
+    if draw(st.integers(0, 3)) == 0:
+        ends = torch.tensor([0, *lengths]).cumsum(0).clamp(max=rows * width)
+        free = tables((draw(st.integers(1, 5)),), st.integers(-1, rows * width + 1).map(float), torch.int32)
+        ends = draw(st.one_of(st.just(ends), free, free.map(lambda value: value.sort().values)))
+        batch["cu_seq_lens_q"] = draw(st.sampled_from([ends, ends.tolist(), ends.int()]))
+    if draw(st.integers(0, 5)) == 0:
+        numbers = tables(draw(any_shape(rows, width)), st.integers(-1, 2).map(float), torch.int32)
+        batch["seq_idx"] = draw(st.one_of(numbers, numbers.map(lambda value: value.sort().values)))
+    if draw(st.integers(0, 3)) == 0:
+        batch["labels"] = draw(st.sampled_from([ids, torch.full_like(ids, -100)]))
+    batch["outer"] = draw(st.sampled_from([(), ({"input_ids": ids, "attention_mask": torch.ones_like(ids)},)]))
     return batch
 
 
@@ -96,10 +151,16 @@ def read(layout: Layout) -> list[list[list[int]]]:
     return rows
 
 
-@PROPERTY
+@settings(PROPERTY, max_examples=1500)
 @given(batches())
-def test_any_batch_is_read_as_specified(batch):
-    assert read(read_layout(batch)) == specification.examples_of(batch)
+def test_any_batch_is_read_as_specified_or_refused(batch):
+    try:
+        layout = CheckedReader()(batch)
+    except NoiseNotAppliedError as error:
+        event("refused: " + str(error).split(". ")[1].split()[0])
+        return
+    event("read")
+    assert read(layout) == specification.examples_of(batch)
 
 
 @pytest.mark.parametrize("name", [None, "attention_mask", "position_ids"])
@@ -167,7 +228,7 @@ def noise_of(batch: dict[str, Any], layout: Layout) -> Tensor:
 @given(arrangements())
 def test_an_example_has_its_noise_wherever_it_stands(arrangement):
     examples, batch = arrangement
-    layout = read_layout(batch)
+    layout = CheckedReader()(batch)
     got = noise_of(batch, layout)
     columns = [(row, of_one) for row, of_row in enumerate(read(layout)) for of_one in of_row]
     assert [batch["input_ids"][row, of_one].tolist() for row, of_one in columns] == examples

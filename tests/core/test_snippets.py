@@ -230,7 +230,7 @@ def test_the_reader_of_batches(module):
     with untrained(model, NoiseConfig(alpha=5)) as noise:
         layout = noise.layout({"input_ids": ids, "lengths": torch.tensor([5, 9])})
         assert layout.real_BL.sum(-1).tolist() == [5, 9]
-        assert noise.layout({"input_ids": ids}).real_BL.all()
+        assert noise.layout({"input_ids": ids, "attention_mask": torch.ones_like(ids)}).real_BL.all()
 
 
 def test_the_adapter(module, tmp_path, monkeypatch):

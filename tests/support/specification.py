@@ -81,66 +81,113 @@ def examples(
     mask: Sequence[float] | None = None,
     visible: Sequence[Sequence[bool]] | None = None,
     positions: Sequence[int] | None = None,
-    ends: Collection[int] | None = None,
+    is_time: bool = False,
+    offsets: Collection[int] | None = None,
+    numbers: Sequence[int] | None = None,
+    labels: Sequence[int] | None = None,
     pad_id: int | None = None,
-    is_decoder: bool = False,
+    eos_ids: Collection[int] = (),
 ) -> list[list[int]]:
-    """The examples of one row of L columns, each as the columns of its tokens.
+    """The examples of one row of L columns, each as the columns of its tokens, if the row can be read.
 
-    mask: 0/1 or segment numbers (L,). visible: of a 4-D mask, whether column i sees column j (L, L). positions: (L,).
-    ends: of `cu_seq_lens_q`. is_decoder: trailing padding is told by its id, where no mask is given.
+    mask: 0/1 or segment numbers (L,). visible: of a 4-D mask, whether column i sees column j (L, L). positions: (L,),
+    with `is_time` the first row of M-RoPE's. offsets: those of `cu_seq_lens_q` from the row's first column on, some
+    beyond it. numbers: of `seq_idx`.
     """
-    found: list[list[int]] = []
-    previous = None
-    width = len(ids) if ends is None else max(ends)
-    for column in range(width):
-        if mask is not None and mask[column] <= 0:
-            continue
-        if visible is not None and not visible[column][column]:
-            continue
-        alone = mask is None and visible is None
-        if alone and is_decoder and pad_id is not None and all(token == pad_id for token in ids[column:]):
-            continue
-        starts = (
-            previous is None
-            or (mask is not None and mask[column] != mask[previous])
-            or (visible is not None and not visible[column][column - 1])
-            or (positions is not None and positions[column] <= positions[previous])
-            or (ends is not None and column in ends)
+    real = []
+    for column in range(len(ids)):
+        real.append(
+            (mask is None or mask[column] > 0)
+            and (visible is None or visible[column][column])
+            and (positions is None or positions[column] >= 0)
+            and (offsets is None or column < max(offsets))
+            and (numbers is None or numbers[column] >= 0)
         )
+    found: list[list[int]] = []
+    previous = first = None
+    for column in range(len(ids)):
+        if not real[column]:
+            continue
+        if previous is None or first is None:
+            previous, first, starts = column, column, True
+        else:
+            falls = positions is not None and positions[column] < positions[previous]
+            gap = 1 if is_time else column - previous  # hidden tokens may have had the positions before
+            stays = positions is not None and positions[column] == positions[previous]
+            starts = (
+                (mask is not None and mask[column] != mask[previous])
+                or (visible is not None and not visible[column][previous])
+                or (falls and positions is not None and positions[column] - positions[first] < gap)
+                or (stays and not is_time)
+                or (offsets is not None and column in offsets)
+                or (numbers is not None and numbers[column] != numbers[previous])
+            )
         if starts:
             found.append([])
         found[-1].append(column)
         previous = column
-    return [columns for columns in found if pad_id is None or any(ids[column] != pad_id for column in columns)]
+    if pad_id is None:
+        return found
+    if mask is None and visible is None:
+        has_positions = positions is not None or offsets is not None or numbers is not None
+        zeros = [has_positions and ids[i] == 0 and (labels is None or labels[i] != 0) for i in range(len(ids))]
+        filler = [ids[i] == pad_id or zeros[i] for i in range(len(ids))]
+        tail = len(ids)
+        while tail > 0 and real[tail - 1] and filler[tail - 1]:
+            tail -= 1
+        alone = [columns for columns in found if columns[0] >= tail]
+        if alone or offsets is not None or numbers is not None:
+            found = [columns for columns in found if columns not in alone]
+        elif found and tail < len(ids):
+            kept = tail + 1 if ids[tail] == pad_id and pad_id in eos_ids else tail
+            found[-1] = [column for column in found[-1] if column < kept]
+    return [columns for columns in found if any(ids[column] != pad_id for column in columns)]
 
 
 def examples_of(batch: Mapping[str, Any]) -> list[list[list[int]]]:
     """`examples` of each row of a batch, whose tensors have the names of a model's arguments."""
     ids = batch["input_ids"].tolist()
+    width = len(ids[0]) if ids else 0
 
     def rows(name: str) -> list[Any]:
         """What each row has of it: one for all, one for each, or none."""
         value = batch.get(name)
-        if value is None or value.dim() == 3:  # positions of images
+        if value is None:
             return [None] * len(ids)
+        if name == "position_ids":
+            value = value[0] if value.dim() == 3 else value[None] if value.dim() == 1 else value
         return value.tolist() * (len(ids) if len(value) == 1 else 1)
 
+    mask = batch.get("attention_mask")
+    is_additive = mask is not None and mask.dtype.is_floating_point and not _of_tokens(mask, width).gt(0).any()
+    positions = batch.get("position_ids")
+    names = ("attention_mask", "position_ids", "seq_idx", "labels")
     found = []
-    for row, mask, positions in zip(ids, rows("attention_mask"), rows("position_ids"), strict=True):
+    for i, (row, masked, placed, numbers, labels) in enumerate(zip(ids, *map(rows, names), strict=True)):
         told: dict[str, Any] = {}
-        if mask is not None and isinstance(mask[0], list):
-            told["visible"] = [[_is_visible(value) for value in line[-len(row) :]] for line in mask[0][-len(row) :]]
-        elif mask is not None:
-            told["mask"] = mask[-len(row) :]
-        if positions is not None and len(positions) == len(row):
-            told["positions"] = positions
+        if masked is not None and isinstance(masked[0], list):
+            lines = [line[-width:] for line in masked[0]]
+            lines = lines * width if len(lines) == 1 else lines[-width:]
+            told["visible"] = [[_is_visible(value, is_additive) for value in line] for line in lines]
+            if len(masked[0]) == 1 and width > 1:  # says what is padding, and no more
+                told = {"mask": [float(seen) for seen in told["visible"][0]]}
+        elif masked is not None:
+            values = masked[-width:]
+            told["mask"] = [float(_is_visible(value, True)) for value in values] if is_additive else values
         if batch.get("cu_seq_lens_q") is not None:
-            told["ends"] = set(batch["cu_seq_lens_q"].tolist())
-        found.append(examples(row, **told, pad_id=batch.get("pad_token_id"), is_decoder=batch.get("is_decoder", False)))
+            told["offsets"] = {int(offset) - i * width for offset in batch["cu_seq_lens_q"]}
+        told |= {"positions": placed, "is_time": positions is not None and positions.dim() == 3, "numbers": numbers}
+        told |= {"labels": labels, "pad_id": batch.get("pad_token_id"), "eos_ids": batch.get("eos_token_ids", ())}
+        found.append(examples(row, **told))
     return found
 
 
-def _is_visible(value: float | bool) -> bool:
-    """In a 4-D mask, which is additive if it is of floats."""
-    return value > -1000 if isinstance(value, float) else bool(value)
+def _of_tokens(mask: Any, width: int) -> Any:
+    """What a mask says of tokens, rather than of what one sees of another."""
+    mask = mask[..., -width:] if width else mask[..., :0]
+    return mask.diagonal(dim1=-2, dim2=-1) if mask.dim() == 4 and mask.shape[-2] == width > 1 else mask
+
+
+def _is_visible(value: float | bool, is_additive: bool) -> bool:
+    """Of a mask that is additive, or else of 0 and 1 or of segments."""
+    return value > -1000 if is_additive else value > 0
