@@ -16,6 +16,12 @@ def decimals(precision: float | None) -> int:
     return min(8, max(0, 1 - math.floor(math.log10(precision)))) if precision else 4
 
 
+def shown(value: float, precision: float | None = None, sign: str = "") -> str:
+    """A number with two digits of its precision; in full, up to six digits, where it has none: it is one value, or the
+    same in each seed."""
+    return f"{value:{sign}.{decimals(precision)}f}" if precision else f"{value:{sign}.6g}"
+
+
 def sentence(results: Results) -> str:
     """What was found of the objective. It names no alpha that the spread does not support."""
     objective = results.study.objective
