@@ -24,10 +24,14 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def _run(options: argparse.Namespace) -> int:
     try:
-        from neftune_plugins.sweep.command import sweep
-    except ModuleNotFoundError as error:
-        raise NEFTuneError(f'{error}; install what a sweep needs: pip install "neftune-plugins[sweep]"') from None
-    return sweep(options)
+        try:
+            from neftune_plugins.sweep.command import sweep
+        except ModuleNotFoundError as error:
+            raise NEFTuneError(f'{error}; install what a sweep needs: pip install "neftune-plugins[sweep]"') from None
+        return sweep(options)
+    except KeyboardInterrupt:
+        print("\nStopped before the first trial; nothing was trained.")
+        return 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,42 +81,68 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "which has the noise in it)",
     )
     compared.add_argument("--direction", choices=("minimize", "maximize"), default="minimize")
+    failing = parser.add_argument_group("what happens when a trial fails")
+    failing.add_argument(
+        "--retry-failed", action="store_true", help="train again with the settings and seeds whose trials have failed"
+    )
+    failing.add_argument(
+        "--stop-after",
+        type=_count_or_none,
+        default=3,
+        metavar="N",
+        help="give up when the last N trials of this worker failed alike and no trial of the study has succeeded "
+        "(default: %(default)s); 0 never gives up",
+    )
     where = parser.add_argument_group("where")
     where.add_argument("--output", type=Path, default=Path("neftune-sweep"), metavar="FOLDER", help="for the trials")
     where.add_argument("--storage", metavar="URL", help="of a database (default: SQLite in the folder)")
     where.add_argument("--study", metavar="NAME", help="in the database (default: the name of CONFIG)")
     where.add_argument("--heartbeat", type=_count, default=30, metavar="SECONDS", help="of a worker (default: 30)")
+    where.add_argument(
+        "--dry-run", action="store_true", help="list the trials and how long they will take; run nothing, write nothing"
+    )
     where.add_argument("--discard-models", action="store_true", help="delete each trained model once it is measured")
 
 
 def _alphas(text: str) -> tuple[tuple[float, ...], tuple[float, float] | None]:
     """The numbers, and the ends of the range if there is one."""
-    parts = text.split(",")
-    ranges = [part.split("..") for part in parts if ".." in part]
+    ranges = [part.split("..") for part in text.split(",") if ".." in part]
     if len(ranges) > 1:
-        raise argparse.ArgumentTypeError("there may be one range LOW..HIGH")
-    numbers = tuple(dict.fromkeys(float(part) for part in parts if ".." not in part))
-    if not ranges:
-        return numbers, None
-    low, high = map(float, ranges[0])
+        raise argparse.ArgumentTypeError(f"{text!r}: there may be one range LOW..HIGH")
+    try:
+        numbers = tuple(dict.fromkeys(float(part) for part in text.split(",") if ".." not in part))
+        low, high = map(float, ranges[0]) if ranges else (0.0, 1.0)
+    except ValueError:
+        problem = f"{text!r} is no list of numbers; write them as 0,5,10, and a range to draw from as 1..20"
+        raise argparse.ArgumentTypeError(problem) from None
     if not low < high:
-        raise argparse.ArgumentTypeError(f"{text}: the range begins with its smaller end")
-    return numbers, (low, high)
+        raise argparse.ArgumentTypeError(f"{text!r}: the range begins with its smaller end")
+    return numbers, (low, high) if ranges else None
 
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text.split(",")))
 
 
+def _count_or_none(text: str) -> int:
+    return 0 if text.strip() == "0" else _count(text)
+
+
 def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError("1 or more")
+    try:
+        count = int(text)
+    except ValueError:
+        count = 0
+    if not 1 <= count <= _LARGEST:
+        raise argparse.ArgumentTypeError(f"{text!r} is no count; give a whole number from 1 to {_LARGEST}")
     return count
+
+
+_LARGEST = 10**6
 
 
 def _metric(text: str) -> tuple[str, str]:
     name, separator, command = text.partition("=")
     if not name or not separator or not command:
-        raise argparse.ArgumentTypeError(f"{text}: write NAME=COMMAND")
+        raise argparse.ArgumentTypeError(f"{text!r}: write NAME=COMMAND")
     return name, command
