@@ -108,12 +108,12 @@ def _lengths(results: Results) -> Iterator[str]:
 
 def _missing(results: Results) -> Iterator[str]:
     trials = results.study.trials
-    for state, told in (
-        ("failed", "failed, and are in no mean"),
-        ("pruned", "were stopped early for poor values, and are in no mean, which looks the better for it"),
+    for state, told, remedy in (
+        ("failed", "failed, and are in no mean", " The same command with --retry-failed trains them again."),
+        ("pruned", "were stopped early for poor values, and are in no mean, which looks the better for it", ""),
     ):
         if found := [trial for trial in trials if trial.state == state]:
-            yield f"{len(found)} of {len(trials)} trials {told}: {_which(results, found)}."
+            yield f"{len(found)} of {len(trials)} trials {told}: {_which(results, found)}.{remedy}"
     complete = [trial for own in results.complete.values() for trial in own]
     for metric in dict.fromkeys(name for trial in complete for name in trial.values):
         if found := [trial for trial in complete if not finite(trial.values.get(metric, 0.0))]:

@@ -5,6 +5,8 @@ computed from the list of trials and from which of the failed ones are to be tri
 interruption could leave half written.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from optuna.storages import RDBStorage
@@ -30,11 +32,13 @@ class Ledger:
     @property
     def attributes(self) -> dict[str, Any]:
         """Of the study."""
-        return self._storage.get_study_user_attrs(self._id)
+        with _readable():
+            return self._storage.get_study_user_attrs(self._id)
 
     def trials(self) -> list[FrozenTrial]:
         """All attempts, in order. Raises NEFTuneError where the study has trials that no sweep has made."""
-        found = self._storage.get_all_trials(self._id, deepcopy=False)
+        with _readable():
+            found = self._storage.get_all_trials(self._id, deepcopy=False)
         for trial in found:
             if not {"cell", "host", "lock"} <= trial.user_attrs.keys():
                 raise NEFTuneError(
@@ -50,14 +54,12 @@ class Ledger:
 
     def records(self) -> list[Trial]:
         """The trainings of the study that have ended, in order, those of other plans included."""
-        return [_record(trial) for trial in self.current() if "record" in trial.user_attrs]
+        return list(filter(None, map(ended, self.current())))
 
     def ended(self) -> list[Trial]:
         """The trainings of the plan that have ended, in order."""
         planned = set(self.plan.cells)
-        return [
-            _record(trial) for trial in self.current() if "record" in trial.user_attrs and cell_of(trial) in planned
-        ]
+        return list(filter(None, (ended(trial) for trial in self.current() if cell_of(trial) in planned)))
 
     def running(self) -> int:
         """How many trials are being worked on, here and elsewhere."""
@@ -69,7 +71,7 @@ class Ledger:
         first seed alone."""
         current, points = self.current(), self.points()
         taken = set(map(cell_of, current))
-        failed = {cell_of(trial)[0] for trial in current if trial.user_attrs.get("record", {}).get("state") == "failed"}
+        failed = {cell_of(trial)[0] for trial in current if _failed(trial)}
         free = [
             (name, seed)
             for name, seed in self.plan.cells
@@ -86,14 +88,25 @@ class Ledger:
         """Free the cells of the plan whose trainings have failed."""
         planned = set(self.plan.cells)
         for trial in self.current():
-            if cell_of(trial) in planned and trial.user_attrs.get("record", {}).get("state") == "failed":
+            if cell_of(trial) in planned and _failed(trial):
                 self._storage.set_study_user_attr(self._id, f"{_RETRIED}{trial.number}", True)
 
 
 def cell_of(trial: FrozenTrial) -> Cell:
     """What an attempt is at."""
-    name, seed = trial.user_attrs["cell"]
-    return name, seed
+    match trial.user_attrs["cell"]:
+        case [str(name), int(seed)]:
+            return name, seed
+    raise _damaged(f"trial {trial.number} is of no training")
+
+
+def ended(trial: FrozenTrial) -> Trial | None:
+    """The record of an attempt that has ended with one."""
+    return _record(trial) if "record" in trial.user_attrs else None
+
+
+def _failed(trial: FrozenTrial) -> bool:
+    return (record := ended(trial)) is not None and record.state == "failed"
 
 
 def _counts(trial: FrozenTrial) -> bool:
@@ -104,7 +117,17 @@ def _record(trial: FrozenTrial) -> Trial:
     try:
         return Trial.from_dict(trial.user_attrs["record"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise NEFTuneError(
-            f"the record of trial {trial.number} in the study's database is damaged ({error}); begin another study: "
-            "--study NAME, --output FOLDER"
-        ) from None
+        raise _damaged(f"the record of trial {trial.number}: {error}") from None
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """What Optuna cannot make sense of becomes a NEFTuneError."""
+    try:
+        yield
+    except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise _damaged(str(error)) from None
+
+
+def _damaged(what: str) -> NEFTuneError:
+    return NEFTuneError(f"the study's database is damaged ({what}); begin another study: --study NAME, --output FOLDER")

@@ -6,7 +6,7 @@ from typing import Any
 
 from neftune_plugins.commands.terminal import table
 from neftune_plugins.sweep import attempts, storage
-from neftune_plugins.sweep.ledger import Ledger, cell_of
+from neftune_plugins.sweep.ledger import Ledger, cell_of, ended
 from neftune_plugins.sweep.plan import Plan
 from neftune_plugins.sweep.progress import duration
 from neftune_plugins.sweep.study import AXES
@@ -35,12 +35,12 @@ def preview(where: storage.Where, name: str, plan: Plan, about: Mapping[str, Any
         ]
         if point is not None:
             noise = [f"{point['alpha']:g}", *(point[axis] if point["alpha"] else "-" for axis in AXES)]
-        record = trial.user_attrs.get("record") if trial is not None else None
-        state = "to run" if trial is None else "running" if record is None else record["state"]
+        record = None if trial is None else ended(trial)
+        state = "to run" if trial is None else "running" if record is None else record.state
         again = retry and state == "failed"
         to_run += state == "to run" or again
         number = "-" if trial is None else str(trial.number)
-        took = "-" if record is None else duration(record["seconds"])
+        took = "-" if record is None else duration(record.seconds)
         rows.append((*noise, str(cell[1]), number, f"{state}, to run again" if again else state, took))
     times = [] if ledger is None else [one.seconds for one in ledger.records() if one.state == "complete"]
     return f"{table(rows, right=(0, len(AXES) + 1, len(AXES) + 2))}\n\n{_estimate(to_run, len(plan.cells), times)}"

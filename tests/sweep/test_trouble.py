@@ -405,7 +405,7 @@ def test_the_files_of_a_damaged_study_are_told_of(sweep, tmp_path):
     assert sweep("--alpha", "0")[0] == 0
     with sqlite3.connect(tmp_path / "neftune-sweep" / "study.db") as database:
         database.execute("update trial_user_attributes set value_json = '{\"alpha\": 5}' where key = 'record'")
-    assert "the record of trial 0 in the study's database is damaged" in one_line(sweep("--alpha", "0")[2])
+    assert "the study's database is damaged (the record of trial 0: " in one_line(sweep("--alpha", "0")[2])
 
 
 def test_rows_that_are_not_utf8_are_told_of(tmp_path):
