@@ -6,10 +6,10 @@ from pathlib import Path
 from neftune_plugins.errors import NEFTuneError
 
 DESCRIPTION = """\
-Trains with each alpha, each type and length of the noise and each seed, by the framework's own command, and compares.
-What was interrupted goes on when the same command is given again; on many machines with the same --storage they share
-the work.
-What stands behind -- goes to the training command, such as: neftune sweep ludwig.yaml --alpha 0,5 -- --dataset data.csv
+Trains with each alpha, noise type, noise length and seed, with the framework's own command, and compares the results.
+Run the same command again to continue after an interruption, and with more seeds or alphas to extend the study. On many
+machines with the same --storage, the workers share the trials.
+Arguments after -- go to the training command, such as: neftune sweep ludwig.yaml --alpha 0,5 -- --dataset data.csv
 """
 
 
@@ -37,33 +37,45 @@ def _run(options: argparse.Namespace) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of a sweep."""
     parser.add_argument("config", type=Path, metavar="CONFIG", help="a framework's configuration, or a .py file")
-    parser.add_argument("--framework", metavar="NAME", help="whose it is; by default recognised from its keys")
+    parser.add_argument(
+        "--framework", metavar="NAME", help="the framework of CONFIG; default: recognised from its keys"
+    )
     what = parser.add_argument_group("what is trained")
     what.add_argument(
         "--alpha",
         type=_alphas,
         required=True,
         metavar="A,A,...",
-        help="neftune_noise_alpha; 0 is without noise. LOW..HIGH among them is a range to draw from",
+        help="values of neftune_noise_alpha; 0 is no noise. LOW..HIGH is a range from which --trials alphas are drawn",
     )
-    what.add_argument("--type", type=_names, metavar="T,T,...", help="neftune_noise_type; left out, the file's own")
-    what.add_argument("--length", type=_names, metavar="L,L", help="neftune_noise_length; left out, the file's own")
-    what.add_argument("--seeds", type=_count, default=1, metavar="N", help="seeds 0 to N - 1 (default: 1)")
+    what.add_argument(
+        "--type", type=_names, metavar="T,T,...", help="values of neftune_noise_type; default: the file's"
+    )
+    what.add_argument(
+        "--length", type=_names, metavar="L,L", help="values of neftune_noise_length; default: the file's"
+    )
+    what.add_argument(
+        "--seeds", type=_count, default=1, metavar="N", help="train with the seeds 0 to N - 1 (default: 1)"
+    )
     what.add_argument("--trials", type=_count, default=0, metavar="N", help="how many alphas to draw from LOW..HIGH")
-    what.add_argument("--sampler", default="TPESampler", metavar="CLASS", help="of Optuna (default: %(default)s)")
+    what.add_argument(
+        "--sampler", default="TPESampler", metavar="CLASS", help="Optuna's sampler (default: %(default)s)"
+    )
     what.add_argument(
         "--pruner",
         default="NopPruner",
         metavar="CLASS",
-        help="of Optuna: stops trainings whose noise-free loss is high while they run (default: %(default)s)",
+        help="Optuna's pruner: stops trials whose loss without noise is high (default: %(default)s)",
     )
     compared = parser.add_argument_group("what is compared")
-    compared.add_argument("--held-out", type=Path, metavar="FILE.jsonl", help="rows to measure the trained model with")
+    compared.add_argument(
+        "--held-out", type=Path, metavar="FILE.jsonl", help="rows on which the trained models are measured"
+    )
     compared.add_argument(
         "--measure",
         default="",
         metavar="OPTIONS",
-        help="for the measurement with these rows, such as '--limit 50' (python -m neftune_plugins.sweep.measure "
+        help="options of this measurement, such as '--limit 50' (python -m neftune_plugins.sweep.measure "
         "--help lists them)",
     )
     compared.add_argument(
@@ -72,36 +84,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=COMMAND",
-        help="a command whose last line is a number; {model} in it is the folder of the trained model",
+        help="a command whose last line is a number; {model} stands for the folder of the trained model",
     )
     compared.add_argument(
         "--objective",
         metavar="NAME",
-        help="the value that is best when smallest (default: held_out_loss, or without --held-out train_loss, "
-        "which has the noise in it)",
+        help="the value to minimise (default: held_out_loss; without --held-out train_loss, which includes the noise)",
     )
     compared.add_argument("--direction", choices=("minimize", "maximize"), default="minimize")
     failing = parser.add_argument_group("what happens when a trial fails")
     failing.add_argument(
-        "--retry-failed", action="store_true", help="train again with the settings and seeds whose trials have failed"
+        "--retry-failed", action="store_true", help="train again each combination whose trial has failed"
     )
     failing.add_argument(
         "--stop-after",
         type=_count_or_none,
         default=3,
         metavar="N",
-        help="give up when the last N trials of this worker failed alike and no trial of the study has succeeded "
-        "(default: %(default)s); 0 never gives up",
+        help="stop if the last N trials of this worker failed for the same cause and no trial has succeeded "
+        "(default: %(default)s); 0 never stops",
     )
     where = parser.add_argument_group("where")
-    where.add_argument("--output", type=Path, default=Path("neftune-sweep"), metavar="FOLDER", help="for the trials")
-    where.add_argument("--storage", metavar="URL", help="of a database (default: SQLite in the folder)")
-    where.add_argument("--study", metavar="NAME", help="in the database (default: the name of CONFIG)")
-    where.add_argument("--heartbeat", type=_count, default=30, metavar="SECONDS", help="of a worker (default: 30)")
     where.add_argument(
-        "--dry-run", action="store_true", help="list the trials and how long they will take; run nothing, write nothing"
+        "--output",
+        type=Path,
+        default=Path("neftune-sweep"),
+        metavar="FOLDER",
+        help="folder for the trials and the report (default: %(default)s)",
     )
-    where.add_argument("--discard-models", action="store_true", help="delete each trained model once it is measured")
+    where.add_argument("--storage", metavar="URL", help="URL of a database (default: SQLite in the folder)")
+    where.add_argument(
+        "--study", metavar="NAME", help="name of the study in the database (default: the name of CONFIG)"
+    )
+    where.add_argument(
+        "--heartbeat",
+        type=_count,
+        default=30,
+        metavar="SECONDS",
+        help="seconds between a worker's signs of life (default: 30)",
+    )
+    where.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="list the trials and estimate their time, without running or writing anything",
+    )
+    where.add_argument(
+        "--discard-models", action="store_true", help="delete each trained model after it has been measured"
+    )
 
 
 def _alphas(text: str) -> tuple[tuple[float, ...], tuple[float, float] | None]:

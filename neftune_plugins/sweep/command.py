@@ -114,21 +114,21 @@ class _Sweep:
         return ""
 
     def _hopeless(self, own: list[Trial]) -> str:
-        """Why there is no sense in going on, if there is none."""
+        """Why the sweep has to stop; empty if it does not."""
         last = own[-self.options.stop_after :]
         if not self.options.stop_after or len(last) < self.options.stop_after or not failures.alike(last):
             return ""
         if any(one.state != "failed" for one in self.attempts.ledger.records()):
             return ""
-        several = f"The first {len(last)} trials failed alike" if len(last) > 1 else "The first trial failed"
+        several = f"The last {len(last)} trials failed for the same cause" if len(last) > 1 else "The trial failed"
         return (
-            f"{several}, and none has succeeded: {failures.first_line(last[-1])}. The sweep stops here. When that is "
-            "mended, the same command with --retry-failed trains them again; --stop-after 0 goes on whatever fails."
+            f"{several}, and none has succeeded: {failures.first_line(last[-1])}. The sweep stops here. Fix the cause, "
+            "and run the same command with --retry-failed; with --stop-after 0 it does not stop."
         )
 
     def _say_stopped(self) -> None:
         ended = len(self.attempts.ledger.ended())
-        print(f"\nStopped; {ended} of {self.cells} trials have ended. The same command goes on from there.", flush=True)
+        print(f"\nStopped; {ended} of {self.cells} trials have ended. Run the same command to continue.", flush=True)
         if self.attempts.ledger.records():
             print(f"The report so far: {self._write()}", flush=True)
 

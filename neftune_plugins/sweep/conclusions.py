@@ -109,7 +109,7 @@ def _lengths(results: Results) -> Iterator[str]:
 def _missing(results: Results) -> Iterator[str]:
     trials = results.study.trials
     for state, told, remedy in (
-        ("failed", "failed, and are in no mean", " The same command with --retry-failed trains them again."),
+        ("failed", "failed, and are in no mean", " To train them again, run the same command with --retry-failed."),
         ("pruned", "were stopped early for poor values, and are in no mean, which looks the better for it", ""),
     ):
         if found := [trial for trial in trials if trial.state == state]:

@@ -67,7 +67,7 @@ def summary(results: Results) -> str:
     return said + (f"\n\n{failed} of {len(trials)} trials failed; {RETRY}" if failed else "")
 
 
-RETRY = "the same command with --retry-failed trains them again."
+RETRY = "to train them again, run the same command with --retry-failed."
 
 
 def duration(seconds: float) -> str:

@@ -80,7 +80,7 @@ def cause(error: BaseException) -> str:
 @contextmanager
 def problems(where: Where) -> Iterator[None]:
     """Errors of the database and of files within the block become NEFTuneErrors, which say how to go on."""
-    go_on = "The sweep stops here; mend this, and give the same command again: it goes on from there"
+    go_on = "The sweep stops here. Fix this, and run the same command to continue"
     try:
         yield
     except _ERRORS as error:

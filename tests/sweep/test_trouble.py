@@ -59,9 +59,10 @@ def test_a_sweep_whose_first_trials_fail_alike_stops_and_names_the_cause_and_is_
         re.search(r"failed in .*: the training ended with status 1: step \d+: out of memory, /", one) for one in lines
     )
     assert re.search(
-        r"The first 3 trials failed alike, and none has succeeded: .* out of memory\. The sweep stops", shown
+        r"The last 3 trials failed for the same cause, and none has succeeded: .* out of memory\. The sweep stops",
+        shown,
     )
-    assert "3 of 3 trials failed; the same command with --retry-failed trains them again." in shown
+    assert "3 of 3 trials failed; to train them again, run the same command with --retry-failed." in shown
     assert (tmp_path / "neftune-sweep" / "report.html").exists()
 
     (tmp_path / "mended").touch()
@@ -396,7 +397,7 @@ def test_after_ctrl_c_there_is_a_report_of_what_has_ended(tmp_path):
     worker.signal(signal.SIGINT)
     status, output = worker.wait()
     assert status == 130 and "Traceback" not in output
-    assert "Stopped; 1 of 3 trials have ended. The same command goes on from there." in output
+    assert "Stopped; 1 of 3 trials have ended. Run the same command to continue." in output
     assert f"The report so far: {tmp_path}/neftune-sweep/report.html" in output
     assert settings(tmp_path) == [(0.0, 0, "complete")]
 
