@@ -78,8 +78,13 @@ class ConfigFile:
         return Run([*self._training.arguments(config, seed, output), *self._more], self._training.model(output))
 
     def _can_be_changed(self) -> None:
-        """Raise NEFTuneError where a run without noise would have one of our keys: it comes through a merge key."""
-        bare = yaml.safe_load(configs.changed(self._text, configs.noise({"neftune_noise_alpha": None}, self._owners)))
+        """Raise NEFTuneError where our keys cannot be put into the file or taken out, as those of a merge key."""
+        try:
+            configs.changed(self._text, configs.noise({"neftune_noise_alpha": 5.0}, self._owners))
+            text = configs.changed(self._text, configs.noise({"neftune_noise_alpha": None}, self._owners))
+        except NEFTuneError as error:
+            raise NEFTuneError(f"{self._file}, {error}") from None
+        bare = yaml.safe_load(text)
         for place in ((*owner, name) for owner in self._owners for name in configs.OURS):
             if _at(bare, place) is not None:
                 raise NEFTuneError(

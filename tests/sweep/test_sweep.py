@@ -16,6 +16,7 @@ from neftune_llamafactory.training import TRAINING as LLAMAFACTORY
 from neftune_ludwig.training import TRAINING as LUDWIG
 from optuna.trial import TrialState
 
+from neftune_plugins import NEFTuneError
 from neftune_plugins import curve as recorder
 from neftune_plugins.sweep import configs, curve, runs
 from neftune_plugins.sweep.study import AXES
@@ -191,6 +192,30 @@ def test_the_first_model_of_a_configuration_says_what_is_not_varied(tmp_path, mo
     (tmp_path / "two.yaml").write_text(yaml.safe_dump({"input_features": inputs}))
     monkeypatch.setattr(runs, "framework_of", lambda *_: SimpleNamespace(name="ludwig", training=LUDWIG))
     assert runs.ConfigFile(tmp_path / "two.yaml", None, ()).noise == {"type": "gaussian", "length": "sequence"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "base: &base {neftune_noise_alpha: 5}\nmodel_type: llm\nmodel_parameters: {<<: *base}",
+            "through YAML's merge key",
+        ),
+        ("model_type: llm\nmodel_parameters: [1]", "line 2: neftune_noise_alpha belongs here"),
+        ("model_type: llm\nmodel_parameters: yes", "line 2: neftune_noise_alpha belongs here"),
+        ("- a", "it has no keys at its top level"),
+    ],
+)
+def test_a_configuration_that_a_sweep_cannot_change_is_refused(tmp_path, monkeypatch, text, said):
+    (tmp_path / "mine.yaml").write_text(text)
+    monkeypatch.setattr(runs, "framework_of", lambda *_: SimpleNamespace(name="ludwig", training=LUDWIG))
+    with pytest.raises(NEFTuneError, match=said):
+        runs.ConfigFile(tmp_path / "mine.yaml", None, ())
+
+
+def test_a_key_without_a_value_is_a_place_for_ours(tmp_path):
+    changed = configs.changed("a: 1\nmodel_parameters:\n", {("model_parameters", "neftune_noise_alpha"): 5.0})
+    assert yaml.safe_load(changed) == {"a": 1, "model_parameters": {"neftune_noise_alpha": 5.0}}
 
 
 EXAMPLES = {
