@@ -58,7 +58,9 @@ def _parsed(given: list[str]) -> argparse.Namespace:
     command = commands.choices.get(given[0]) if given else None
     hands_on = command is not None and command.get_default("more") is not None
     end = given.index("--") if hands_on and "--" in given else len(given)
-    return parser.parse_args(given[:end], argparse.Namespace(more=given[end + 1 :]))
+    options = parser.parse_args(given[:end])
+    options.more = given[end + 1 :]  # afterwards: a sub-command's defaults replace what stood there before
+    return options
 
 
 def _parser() -> "tuple[argparse.ArgumentParser, argparse._SubParsersAction[argparse.ArgumentParser]]":

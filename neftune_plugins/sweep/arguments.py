@@ -6,10 +6,10 @@ from pathlib import Path
 from neftune_plugins.errors import NEFTuneError
 
 DESCRIPTION = """\
-Trains with each alpha, each type and length of the noise and each seed, by the framework's own command, and compares.
-What was interrupted goes on when the same command is given again; on many machines with the same --storage they share
-the work.
-What stands behind -- goes to the training command, such as: neftune sweep ludwig.yaml --alpha 0,5 -- --dataset data.csv
+Trains with each alpha, noise type, noise length and seed, with the framework's own command, and compares the results.
+Run the same command again to continue after an interruption, and with more seeds or alphas to extend the study. On many
+machines with the same --storage, the workers share the trials.
+Arguments after -- go to the training command, such as: neftune sweep ludwig.yaml --alpha 0,5 -- --dataset data.csv
 """
 
 
@@ -24,42 +24,58 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def _run(options: argparse.Namespace) -> int:
     try:
-        from neftune_plugins.sweep.command import sweep
-    except ModuleNotFoundError as error:
-        raise NEFTuneError(f'{error}; install what a sweep needs: pip install "neftune-plugins[sweep]"') from None
-    return sweep(options)
+        try:
+            from neftune_plugins.sweep.command import sweep
+        except ModuleNotFoundError as error:
+            raise NEFTuneError(f'{error}; install what a sweep needs: pip install "neftune-plugins[sweep]"') from None
+        return sweep(options)
+    except KeyboardInterrupt:
+        print("\nStopped before the first trial; nothing was trained.")
+        return 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of a sweep."""
     parser.add_argument("config", type=Path, metavar="CONFIG", help="a framework's configuration, or a .py file")
-    parser.add_argument("--framework", metavar="NAME", help="whose it is; by default recognised from its keys")
+    parser.add_argument(
+        "--framework", metavar="NAME", help="the framework of CONFIG; default: recognised from its keys"
+    )
     what = parser.add_argument_group("what is trained")
     what.add_argument(
         "--alpha",
         type=_alphas,
         required=True,
         metavar="A,A,...",
-        help="neftune_noise_alpha; 0 is without noise. LOW..HIGH among them is a range to draw from",
+        help="values of neftune_noise_alpha; 0 is no noise. LOW..HIGH is a range from which --trials alphas are drawn",
     )
-    what.add_argument("--type", type=_names, metavar="T,T,...", help="neftune_noise_type; left out, the file's own")
-    what.add_argument("--length", type=_names, metavar="L,L", help="neftune_noise_length; left out, the file's own")
-    what.add_argument("--seeds", type=_count, default=1, metavar="N", help="seeds 0 to N - 1 (default: 1)")
+    what.add_argument(
+        "--type", type=_names, metavar="T,T,...", help="values of neftune_noise_type; default: the file's"
+    )
+    what.add_argument(
+        "--length", type=_names, metavar="L,L", help="values of neftune_noise_length; default: the file's"
+    )
+    what.add_argument(
+        "--seeds", type=_count, default=1, metavar="N", help="train with the seeds 0 to N - 1 (default: 1)"
+    )
     what.add_argument("--trials", type=_count, default=0, metavar="N", help="how many alphas to draw from LOW..HIGH")
-    what.add_argument("--sampler", default="TPESampler", metavar="CLASS", help="of Optuna (default: %(default)s)")
+    what.add_argument(
+        "--sampler", default="TPESampler", metavar="CLASS", help="Optuna's sampler (default: %(default)s)"
+    )
     what.add_argument(
         "--pruner",
         default="NopPruner",
         metavar="CLASS",
-        help="of Optuna: stops trainings whose noise-free loss is high while they run (default: %(default)s)",
+        help="Optuna's pruner: stops trials whose loss without noise is high (default: %(default)s)",
     )
     compared = parser.add_argument_group("what is compared")
-    compared.add_argument("--held-out", type=Path, metavar="FILE.jsonl", help="rows to measure the trained model with")
+    compared.add_argument(
+        "--held-out", type=Path, metavar="FILE.jsonl", help="rows on which the trained models are measured"
+    )
     compared.add_argument(
         "--measure",
         default="",
         metavar="OPTIONS",
-        help="for the measurement with these rows, such as '--limit 50' (python -m neftune_plugins.sweep.measure "
+        help="options of this measurement, such as '--limit 50' (python -m neftune_plugins.sweep.measure "
         "--help lists them)",
     )
     compared.add_argument(
@@ -68,51 +84,94 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=COMMAND",
-        help="a command whose last line is a number; {model} in it is the folder of the trained model",
+        help="a command whose last line is a number; {model} stands for the folder of the trained model",
     )
     compared.add_argument(
         "--objective",
         metavar="NAME",
-        help="the value that is best when smallest (default: held_out_loss, or without --held-out train_loss, "
-        "which has the noise in it)",
+        help="the value to minimise (default: held_out_loss; without --held-out train_loss, which includes the noise)",
     )
     compared.add_argument("--direction", choices=("minimize", "maximize"), default="minimize")
+    failing = parser.add_argument_group("what happens when a trial fails")
+    failing.add_argument(
+        "--retry-failed", action="store_true", help="train again each combination whose trial has failed"
+    )
+    failing.add_argument(
+        "--stop-after",
+        type=_count_or_none,
+        default=3,
+        metavar="N",
+        help="stop if the last N trials of this worker failed for the same cause and no trial has succeeded "
+        "(default: %(default)s); 0 never stops",
+    )
     where = parser.add_argument_group("where")
-    where.add_argument("--output", type=Path, default=Path("neftune-sweep"), metavar="FOLDER", help="for the trials")
-    where.add_argument("--storage", metavar="URL", help="of a database (default: SQLite in the folder)")
-    where.add_argument("--study", metavar="NAME", help="in the database (default: the name of CONFIG)")
-    where.add_argument("--heartbeat", type=_count, default=30, metavar="SECONDS", help="of a worker (default: 30)")
-    where.add_argument("--discard-models", action="store_true", help="delete each trained model once it is measured")
+    where.add_argument(
+        "--output",
+        type=Path,
+        default=Path("neftune-sweep"),
+        metavar="FOLDER",
+        help="folder for the trials and the report (default: %(default)s)",
+    )
+    where.add_argument("--storage", metavar="URL", help="URL of a database (default: SQLite in the folder)")
+    where.add_argument(
+        "--study", metavar="NAME", help="name of the study in the database (default: the name of CONFIG)"
+    )
+    where.add_argument(
+        "--heartbeat",
+        type=_count,
+        default=30,
+        metavar="SECONDS",
+        help="seconds between a worker's signs of life (default: 30)",
+    )
+    where.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="list the trials and estimate their time, without running or writing anything",
+    )
+    where.add_argument(
+        "--discard-models", action="store_true", help="delete each trained model after it has been measured"
+    )
 
 
 def _alphas(text: str) -> tuple[tuple[float, ...], tuple[float, float] | None]:
     """The numbers, and the ends of the range if there is one."""
-    parts = text.split(",")
-    ranges = [part.split("..") for part in parts if ".." in part]
+    ranges = [part.split("..") for part in text.split(",") if ".." in part]
     if len(ranges) > 1:
-        raise argparse.ArgumentTypeError("there may be one range LOW..HIGH")
-    numbers = tuple(dict.fromkeys(float(part) for part in parts if ".." not in part))
-    if not ranges:
-        return numbers, None
-    low, high = map(float, ranges[0])
+        raise argparse.ArgumentTypeError(f"{text!r}: there may be one range LOW..HIGH")
+    try:
+        numbers = tuple(dict.fromkeys(float(part) for part in text.split(",") if ".." not in part))
+        low, high = map(float, ranges[0]) if ranges else (0.0, 1.0)
+    except ValueError:
+        problem = f"{text!r} is no list of numbers; write them as 0,5,10, and a range to draw from as 1..20"
+        raise argparse.ArgumentTypeError(problem) from None
     if not low < high:
-        raise argparse.ArgumentTypeError(f"{text}: the range begins with its smaller end")
-    return numbers, (low, high)
+        raise argparse.ArgumentTypeError(f"{text!r}: the range begins with its smaller end")
+    return numbers, (low, high) if ranges else None
 
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text.split(",")))
 
 
+def _count_or_none(text: str) -> int:
+    return 0 if text.strip() == "0" else _count(text)
+
+
 def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError("1 or more")
+    try:
+        count = int(text)
+    except ValueError:
+        count = 0
+    if not 1 <= count <= _LARGEST:
+        raise argparse.ArgumentTypeError(f"{text!r} is no count; give a whole number from 1 to {_LARGEST}")
     return count
+
+
+_LARGEST = 10**6
 
 
 def _metric(text: str) -> tuple[str, str]:
     name, separator, command = text.partition("=")
     if not name or not separator or not command:
-        raise argparse.ArgumentTypeError(f"{text}: write NAME=COMMAND")
+        raise argparse.ArgumentTypeError(f"{text!r}: write NAME=COMMAND")
     return name, command

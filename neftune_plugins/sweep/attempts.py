@@ -1,67 +1,63 @@
-"""The study in Optuna's storage, which any number of workers share.
-
-Each trial of Optuna is one attempt at one cell of the plan. It ends with a record, or it was interrupted: then its cell
-is free again, and the next attempt is a trial of its own. What is left to do is computed from the list of trials alone,
-so there is no state that an interruption could leave half written.
+"""A worker's attempts at the trainings of a study, which it shares with any number of others.
 
 Two workers may pick the same cell at the same moment. Storage numbers the trials in the order in which it makes them,
 and a trial has its cell from the beginning: so of two, that with the larger number sees the other, and withdraws.
 """
 
 import socket
-import sqlite3
 import threading
-import time
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import optuna
-import sqlalchemy
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from neftune_plugins.errors import NEFTuneError
-from neftune_plugins.sweep import lock
-from neftune_plugins.sweep.plan import Plan, Point
+from neftune_plugins.sweep import lock, storage
+from neftune_plugins.sweep.ledger import Ledger, cell_of
+from neftune_plugins.sweep.plan import Cell, Plan, Point
 from neftune_plugins.sweep.study import AXES, Direction, Trial
 
-TRIES = 5
+ABOUT = "neftune"  # the attribute of a study with what its workers agree on
+UNSETTLED = "any"  # what the first worker that needs it says, for all others
 
 
 class Attempts:
     """A worker's access to the study.
 
-    url: of a database that Optuna and SQLAlchemy know.
+    where: the database.
     name: of the study.
     folder: of this worker; its attempts have folders in it.
+    about: what all workers have to agree on, by the names that messages give it.
     heartbeat: seconds between signs of life of a running attempt; after four times that without one it counts as
         interrupted. On the machine on which it ran that is known at once.
 
-    Raises NEFTuneError where the database cannot be reached, or the study was begun with another plan.
+    Raises NEFTuneError where the database cannot be reached, or the study was begun with something else.
     """
 
     def __init__(
         self,
-        url: str,
+        where: storage.Where,
         name: str,
         plan: Plan,
         folder: Path,
         *,
-        about: dict[str, Any],
+        about: Mapping[str, Any],
         direction: Direction,
         sampler: BaseSampler,
         pruner: BasePruner,
         heartbeat: int,
     ) -> None:
         self.plan, self.folder, self._heartbeat = plan, folder, heartbeat
-        self._storage = _opened(url, heartbeat)
+        self._storage = storage.opened(where, heartbeat)
         self.study = optuna.create_study(
             storage=self._storage,
             study_name=name,
@@ -71,23 +67,12 @@ class Attempts:
             load_if_exists=True,
         )
         self._id = self._storage.get_study_id_from_name(name)
-        self._begin(name, about)
+        self.ledger = Ledger(self._storage, self._id, plan)
+        if ABOUT not in self.ledger.attributes and not self.study.get_trials(deepcopy=False):
+            self.study.set_user_attr(ABOUT, dict(about))
+        self.study.set_user_attr(ABOUT, agreed(name, self.ledger.attributes.get(ABOUT), about))
         self._file = folder / "workers" / f"{uuid.uuid4().hex}.lock"
         self._lock = lock.taken(self._file)
-
-    def _begin(self, name: str, about: dict[str, Any]) -> None:
-        if "neftune" not in self.study.user_attrs:
-            if self._all():
-                raise NEFTuneError(f"the study {name!r} is not a sweep's; give this one another name: --study NAME")
-            self.study.set_user_attr("neftune", about)
-        begun = self.study.user_attrs["neftune"]
-        other = [key for key in about if begun.get(key) != about[key]]
-        if other:
-            told = "; ".join(f"{key}: {begun.get(key)}, now {about[key]}" for key in other)
-            raise NEFTuneError(
-                f"the study {name!r} was begun with something else ({told}). Continue it with the same, or begin "
-                "another one: --study NAME, --output FOLDER"
-            )
 
     @property
     def lock(self) -> int:
@@ -96,54 +81,38 @@ class Attempts:
 
     def close(self) -> None:
         """To be called when nothing of this worker's is left running."""
-        self._file.unlink()
+        self._file.unlink(missing_ok=True)
         self._lock.close()
-
-    def records(self) -> list[Trial]:
-        """The trials that have ended, in order."""
-        return [Trial.from_dict(trial.user_attrs["record"]) for trial in self._all() if "record" in trial.user_attrs]
-
-    def running(self) -> int:
-        """How many trials are being worked on, here and elsewhere."""
-        return sum(_counts(trial) and "record" not in trial.user_attrs for trial in self._all())
 
     def claim(self) -> "Attempt | None":
         """An attempt at a cell at which nobody is; None where there is none, now."""
         while True:
             self._free_the_dead()
-            trials = self._all()
-            taken = {trial.user_attrs["cell"] for trial in trials if _counts(trial)}
-            points = self._points(trials)
-            free = (
-                cell
-                for cell in range(self.plan.cells)
-                if cell not in taken and (self.plan.place(cell)[0] in points or cell % len(self.plan.seeds) == 0)
-            )
-            cell = next(free, None)
-            if cell is None:
+            free = self.ledger.free()
+            if not free:
                 return None
-            id = self._create(cell, points.get(self.plan.place(cell)[0]))
+            cell = free[0]
+            id = self._create(cell, self.ledger.points()[cell[0]])
             number = self._storage.get_trial(id).number
-            if not any(
-                other.number < number and other.user_attrs["cell"] == cell and _counts(other) for other in self._all()
-            ):
+            if not any(other.number < number and cell_of(other) == cell for other in self.ledger.current()):
                 return self._attempt(id, cell)
             self._storage.set_trial_state_values(id, TrialState.FAIL)
 
-    def _create(self, cell: int, point: Point | None) -> int:
+    def _create(self, cell: Cell, point: Point | None) -> int:
         """A running trial of Optuna with all that others have to know of it, in one transaction."""
-        attributes = {"cell": cell, "host": socket.gethostname(), "lock": str(self._file)}
+        attributes: dict[str, Any] = {"cell": list(cell), "host": socket.gethostname(), "lock": str(self._file)}
         known: dict[str, Any] = {}
         if point is not None:
             attributes["point"] = dict(point)
             if self.plan.known_to_optuna(point):
-                known = {"params": dict(point), "distributions": self.plan.distributions}
+                distributions = self.plan.distributions
+                known = {"params": {name: point[name] for name in distributions}, "distributions": distributions}
         template = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs=attributes, **known)
         id = self._storage.create_new_trial(self._id, template)
         self._storage.record_heartbeat(id)
         return id
 
-    def _attempt(self, id: int, cell: int) -> "Attempt":
+    def _attempt(self, id: int, cell: Cell) -> "Attempt":
         self.study.get_trials(deepcopy=False)  # the study has a cache, which is to know of it
         trial = optuna.trial.Trial(self.study, id)
         if "point" not in trial.user_attrs:
@@ -151,23 +120,14 @@ class Attempts:
             drawn: dict[str, Any] = {"alpha": trial.suggest_float("alpha", low, high)}
             drawn |= {axis: trial.suggest_categorical(axis, list(self.plan.choices[axis])) for axis in AXES}
             trial.set_user_attr("point", drawn)
-        return Attempt(self, id, trial, trial.user_attrs["point"], self.plan.place(cell)[1])
-
-    def _points(self, trials: list[FrozenTrial]) -> dict[int, Point]:
-        """The points that are known, by their numbers: those given, and those drawn."""
-        drawn = {
-            self.plan.place(trial.user_attrs["cell"])[0]: trial.user_attrs["point"]
-            for trial in trials
-            if "point" in trial.user_attrs
-        }
-        return drawn | dict(enumerate(self.plan.given))
+        return Attempt(self, id, trial, trial.user_attrs["point"], cell[1])
 
     def _free_the_dead(self) -> None:
         """End the running trials whose workers have died."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             optuna.storages.fail_stale_trials(self.study)
-        for trial in self._all():
+        for trial in self.ledger.trials():
             mine = trial.user_attrs["host"] == socket.gethostname()
             if trial.state == TrialState.RUNNING and mine and lock.left_behind(Path(trial.user_attrs["lock"])):
                 self.end(trial._trial_id, TrialState.FAIL)
@@ -184,7 +144,7 @@ class Attempts:
 
         def give() -> None:
             while not ended.wait(self._heartbeat):
-                with suppress(StorageInternalError):  # the database may be away for the moment
+                with suppress(StorageInternalError, SQLAlchemyError):  # the database may be away for the moment
                     self._storage.record_heartbeat(id)
             self._storage.remove_session()
 
@@ -195,9 +155,6 @@ class Attempts:
         finally:
             ended.set()
             thread.join()
-
-    def _all(self) -> list[FrozenTrial]:
-        return self._storage.get_all_trials(self._id, deepcopy=False)
 
 
 class Attempt:
@@ -244,40 +201,17 @@ class LostError(NEFTuneError):
     """Others took this worker for dead while it was running a trial."""
 
 
-def _counts(trial: FrozenTrial) -> bool:
-    """Whether its cell is taken: by a training that runs, or by a record."""
-    return trial.state == TrialState.RUNNING or "record" in trial.user_attrs
-
-
-def _opened(url: str, heartbeat: int) -> optuna.storages.RDBStorage:
-    for left in reversed(range(TRIES)):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                storage = optuna.storages.RDBStorage(
-                    url,
-                    engine_kwargs={"connect_args": {"timeout": 60}} if url.startswith("sqlite") else None,
-                    heartbeat_interval=heartbeat,
-                    grace_period=4 * heartbeat,
-                )
-            break
-        except (SQLAlchemyError, StorageInternalError, ImportError) as error:
-            # Two workers that make the tables at the same moment: one of them fails, and finds them there then.
-            if not left or isinstance(error, ImportError):
-                raise NEFTuneError(f"--storage {url}: {str(error).splitlines()[0]}") from None
-            time.sleep(1)
-    if url.startswith("sqlite"):
-        _one_at_a_time(storage.engine)
-    return storage
-
-
-def _one_at_a_time(engine: sqlalchemy.Engine) -> None:
-    """SQLite has no `SELECT ... FOR UPDATE`, on which Optuna relies: a transaction takes the lock at its beginning."""
-
-    @sqlalchemy.event.listens_for(engine, "connect")
-    def leave_transactions_alone(connection: sqlite3.Connection, record: object) -> None:
-        connection.isolation_level = None
-
-    @sqlalchemy.event.listens_for(engine, "begin")
-    def lock_first(connection: sqlalchemy.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+def agreed(name: str, begun: Any, about: Mapping[str, Any]) -> dict[str, Any]:
+    """What a study was begun with, and what was `UNSETTLED` until now. Raises NEFTuneError where a worker's is not the
+    same."""
+    if not isinstance(begun, Mapping):
+        raise NEFTuneError(f"the study {name!r} is not a sweep's; give this one another name: --study NAME")
+    given = {key: value for key, value in about.items() if value != UNSETTLED}
+    other = [key for key, value in given.items() if begun.get(key) not in (value, UNSETTLED)]
+    if other:
+        told = "; ".join(f"{key}: {begun.get(key)}, now {about[key]}" for key in other)
+        raise NEFTuneError(
+            f"the study {name!r} was begun with something else ({told}). Continue it with the same, or begin another "
+            "one: --study NAME, --output FOLDER"
+        )
+    return {**begun, **given}

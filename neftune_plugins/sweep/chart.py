@@ -43,7 +43,10 @@ class Tick:
 
 @dataclass(frozen=True)
 class Chart:
-    """A plot. Everything in it decides the ranges of its axes."""
+    """A plot. Everything in it decides the ranges of its axes.
+
+    y_bounds: between which all values on the y axis are.
+    """
 
     title: str
     x_label: str
@@ -51,16 +54,24 @@ class Chart:
     lines: Sequence[Line] = ()
     dots: Sequence[Dot] = ()
     x_marks: Sequence[float] = ()
+    y_bounds: Point = (-math.inf, math.inf)
 
     @cached_property
     def ranges(self) -> tuple[Point, Point]:
         """Of x and y, with room around."""
         points = [point for line in self.lines for point in line.points]
         for dot in self.dots:
-            spread = dot.spread or 0.0
-            points += [(dot.point[0], dot.point[1] - spread), (dot.point[0], dot.point[1] + spread)]
+            points += [(dot.point[0], end) for end in self.bar(dot)]
         xs, ys = zip(*points, strict=True)
-        return _around(xs, 0.06), _around(ys, 0.08)
+        low, high = self.y_bounds
+        # An axis of numbers none of which is negative does not begin below zero.
+        return _around(xs, 0.06), _around(ys, 0.08, 0.0 if low < 0 <= min(ys) else low, high)
+
+    def bar(self, dot: Dot) -> Point:
+        """The ends of its error bar, within the bounds."""
+        low, high = self.y_bounds
+        spread = dot.spread or 0.0
+        return max(low, dot.point[1] - spread), min(high, dot.point[1] + spread)
 
     def x(self, value: float) -> float:
         low, high = self.ranges[0]
@@ -98,14 +109,15 @@ def steps(low: float, high: float, count: int) -> list[float]:
     return [round(number * step, 12) for number in range(first, math.floor(high / step) + 1)]
 
 
-def _around(values: Iterable[float], share: float) -> Point:
-    """The range of the values, wider by a share of it on both sides; never empty."""
+def _around(values: Iterable[float], share: float, least: float = -math.inf, largest: float = math.inf) -> Point:
+    """The range of the values, wider by a share of it on both sides, but not beyond `least` and `largest` where no
+    value is; never empty."""
     values = list(values)
     low, high = min(values), max(values)
     size = max(abs(low), abs(high))
     # What differs by rounding alone is one value.
     room = (high - low if high - low > 1e-9 * size else size) * share or 1.0
-    return low - room, high + room
+    return max(low - room, min(least, low)), min(high + room, max(largest, high))
 
 
 # Of one lightness, so that they stand out from a white page and from a black one, in the order of the rainbow.

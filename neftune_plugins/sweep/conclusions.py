@@ -16,6 +16,12 @@ def decimals(precision: float | None) -> int:
     return min(8, max(0, 1 - math.floor(math.log10(precision)))) if precision else 4
 
 
+def shown(value: float, precision: float | None = None, sign: str = "") -> str:
+    """A number with two digits of its precision; in full, up to six digits, where it has none: it is one value, or the
+    same in each seed."""
+    return f"{value:{sign}.{decimals(precision)}f}" if precision else f"{value:{sign}.6g}"
+
+
 def sentence(results: Results) -> str:
     """What was found of the objective. It names no alpha that the spread does not support."""
     objective = results.study.objective
@@ -102,12 +108,12 @@ def _lengths(results: Results) -> Iterator[str]:
 
 def _missing(results: Results) -> Iterator[str]:
     trials = results.study.trials
-    for state, told in (
-        ("failed", "failed, and are in no mean"),
-        ("pruned", "were stopped early for poor values, and are in no mean, which looks the better for it"),
+    for state, told, remedy in (
+        ("failed", "failed, and are in no mean", " To train them again, run the same command with --retry-failed."),
+        ("pruned", "were stopped early for poor values, and are in no mean, which looks the better for it", ""),
     ):
         if found := [trial for trial in trials if trial.state == state]:
-            yield f"{len(found)} of {len(trials)} trials {told}: {_which(results, found)}."
+            yield f"{len(found)} of {len(trials)} trials {told}: {_which(results, found)}.{remedy}"
     complete = [trial for own in results.complete.values() for trial in own]
     for metric in dict.fromkeys(name for trial in complete for name in trial.values):
         if found := [trial for trial in complete if not finite(trial.values.get(metric, 0.0))]:

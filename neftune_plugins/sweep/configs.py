@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from neftune_plugins.config import NoiseConfig, key
+from neftune_plugins.errors import NEFTuneError
 
 Place = tuple[str | int, ...]
 
@@ -24,6 +25,8 @@ def changed(text: str, values: Mapping[Place, Any]) -> str:
     """A YAML document with these values, each at its place; None takes the key out.
 
     Scalars stay as they are written: what is a number in YAML 1.1, 1.2 or OmegaConf, and what is not, differs.
+
+    Raises NEFTuneError where something else than keys is at the place.
     """
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     for place, value in values.items():
@@ -33,21 +36,26 @@ def changed(text: str, values: Mapping[Place, Any]) -> str:
 
 def _put(node: Any, place: Place, value: Any) -> None:
     name, *rest = place
-    if isinstance(node, yaml.SequenceNode):
+    if isinstance(node, yaml.SequenceNode) and isinstance(name, int):
         _put(node.value[name], tuple(rest), value)
         return
+    if not isinstance(node, yaml.MappingNode):
+        raise NEFTuneError(f"line {node.start_mark.line + 1}: {name} belongs here, so this must be a mapping of keys")
     items = {key.value: number for number, (key, _) in enumerate(node.value)}
     if not rest:
         new = [] if value is None else [(_node(name), _node(value))]
         at = items.get(name, len(node.value))
         node.value[at : at + 1] = new
         return
-    if name not in items:
+    if name not in items or node.value[items[name]][1].tag == _NULL:
         if value is None:
             return
-        items[name] = len(node.value)
-        node.value.append((_node(name), _node({})))
+        at = items.setdefault(name, len(node.value))
+        node.value[at : at + 1] = [(_node(name), _node({}))]
     _put(node.value[items[name]][1], tuple(rest), value)
+
+
+_NULL = "tag:yaml.org,2002:null"
 
 
 def _node(value: Any) -> Any:

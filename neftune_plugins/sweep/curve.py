@@ -1,6 +1,7 @@
 """The curve of a training: what `neftune_plugins.curve` has written so far."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from neftune_plugins.sweep.study import Point
@@ -19,9 +20,12 @@ def read(file: Path, *, noisy: bool) -> list[Point]:
     if not file.exists():
         return []
     steps: dict[int, dict[str, float]] = {}
-    for line in file.read_text().split("\n")[:-1]:
-        logs = json.loads(line)
-        steps.setdefault(logs.pop("step"), {}).update(logs)
+    for line in file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+        with suppress(ValueError, RecursionError):  # two processes may have written into one line
+            logs = json.loads(line)
+            if isinstance(logs, dict) and isinstance(step := logs.pop("step", None), int):
+                numbers = {name: value for name, value in logs.items() if isinstance(value, int | float)}
+                steps.setdefault(step, {}).update(numbers)
     clean = next((name for name in CLEAN if any(name in logs for logs in steps.values())), CLEAN[0])
     points = []
     for step, logs in sorted(steps.items()):

@@ -1,6 +1,7 @@
 """The report of a study: a page that needs no network, and the numbers for programs."""
 
 import csv
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,10 +11,10 @@ from typing import Any
 
 import jinja2
 
-from neftune_plugins.sweep import conclusions
+from neftune_plugins.sweep import conclusions, files
 from neftune_plugins.sweep.chart import Chart, Dot, Line, colour
-from neftune_plugins.sweep.results import NO_NOISE, Results, Setting, finite, label, setting_of
-from neftune_plugins.sweep.statistics import Difference, summary
+from neftune_plugins.sweep.results import NO_NOISE, Results, Setting, bounds, finite, label, setting_of
+from neftune_plugins.sweep.statistics import Difference, Summary, summary
 from neftune_plugins.sweep.study import AXES, Study, Trial
 
 MEASURED = "measured.json"  # beside a trial's log, what `neftune_plugins.sweep.measure` wrote
@@ -41,16 +42,17 @@ def write(study: Study, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     results = Results(study)
     page = folder / "report.html"
-    page.write_text(_page(results), encoding="utf-8")
+    files.write(page, _page(results))
     _write_json(study.as_dict(), folder / "study.json")
     _write_json(_summary(results), folder / "summary.json")
-    with (folder / "trials.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(_lines(study))
+    lines = io.StringIO()
+    csv.writer(lines).writerows(_lines(study))
+    files.write(folder / "trials.csv", lines.getvalue())
     return page
 
 
 def _write_json(values: Any, path: Path) -> None:
-    path.write_text(json.dumps(_without_infinities(values), indent=1, ensure_ascii=False), encoding="utf-8")
+    files.write(path, json.dumps(_without_infinities(values), indent=1, ensure_ascii=False))
 
 
 def _without_infinities(value: Any) -> Any:
@@ -106,7 +108,7 @@ def _page(results: Results) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"label": label, "duration": _duration, "number": _number}
+    environment.filters |= {"label": label, "duration": _duration, "number": conclusions.shown}
     looks = _Looks(results)
     states = [trial.state for trial in results.study.trials]
     plotted = [name for name in results.metrics if not name.endswith(_NOT_PLOTTED) and _comparable(results, name)]
@@ -124,6 +126,7 @@ def _page(results: Results) -> str:
         table={name: _cells(results, name) for name in results.metrics},
         samples=_samples(results),
         setting_of=setting_of,
+        zip=zip,
     )
 
 
@@ -170,7 +173,8 @@ def _curves(results: Results, looks: _Looks, name: str, title: str) -> Chart:
         setting = setting_of(trial)
         values = [(float(point.step), getattr(point, name)) for point in trial.curve]
         if points := [(step, value) for step, value in values if finite(value)]:
-            told = f"{results.name(setting)}, seed {trial.seed}: {points[-1][1]:.4f} at step {points[-1][0]:g}"
+            step, last = points[-1]
+            told = f"{results.name(setting)}, seed {trial.seed}: {conclusions.shown(last, 1e-3)} at step {step:g}"
             lines.append(Line(points, looks.colour(setting), told, looks.dashes(setting)))
     return Chart(title, "step", f"{title}, of {len(lines)} trials", lines)
 
@@ -179,14 +183,15 @@ def _metric(results: Results, looks: _Looks, metric: str) -> Chart:
     """The metric against alpha: each seed, mean and spread, and for each kind of noise a line through the means."""
     dots, told = [], []
     means: dict[Setting, list[tuple[float, float]]] = {}
-    places = _places(results, metric)
+    precision = _precision(results, metric)
     for setting in results.complete:
         if not (values := results.by_seed(setting, metric)):
             continue
         own, name, look = summary(values), results.name(setting), looks.colour(setting)
         for seed, value in values.items():
-            dots.append(Dot((looks.x(setting), value), look, f"{name}, seed {seed}: {value:.{places}f}", "seed"))
-        text = f"{name}: {own.mean:.{places}f}" + ("" if own.spread is None else f" ± {own.spread:.{places}f}")
+            told_of_one = f"{name}, seed {seed}: {conclusions.shown(value, precision)}"
+            dots.append(Dot((looks.x(setting), value), look, told_of_one, "seed"))
+        text = f"{name}: {' '.join(_mean_and_spread(own, precision))}".strip()
         dots.append(Dot((looks.x(setting), own.mean), look, text, looks.marker(setting), own.spread))
         told.append(text)
         means.setdefault(replace(setting, alpha=0.0), []).append((looks.x(setting), own.mean))
@@ -196,54 +201,71 @@ def _metric(results: Results, looks: _Looks, metric: str) -> Chart:
         for kind, points in means.items()
     ]
     marks = sorted({setting.alpha for setting in results.complete})
-    return Chart(label(metric), "alpha", f"{label(metric)} against alpha. {'; '.join(told)}", lines, dots, marks)
+    described = f"{label(metric)} against alpha. {'; '.join(told)}"
+    return Chart(label(metric), "alpha", described, lines, dots, marks, bounds(metric))
 
 
-def _places(results: Results, metric: str) -> int:
-    """The decimals of a metric: as many as its largest spread needs."""
+def _precision(results: Results, metric: str) -> float | None:
+    """The largest spread of a metric; None where it has none."""
     spreads = [summary(own).spread or 0.0 for one in results.complete if (own := results.by_seed(one, metric))]
-    return conclusions.decimals(max(spreads))
+    return max(spreads) or None
+
+
+def _mean_and_spread(own: Summary, precision: float | None) -> tuple[str, str]:
+    """As texts. What is the same in each seed is that number, and no mean that something is lost of."""
+    if own.spread == 0:
+        return conclusions.shown(own.mean), "in each seed"
+    mean = conclusions.shown(own.mean, precision)
+    return mean, "" if own.spread is None else f"± {conclusions.shown(own.spread, precision)}"
 
 
 def _cells(results: Results, metric: str) -> list[dict[str, str]]:
-    """A line of the table: of each setting mean, spread, the sign of a supported difference, and what it is."""
-    differences, places = results.differences(metric), _places(results, metric)
+    """A line of the table: of each setting mean, spread, the sign of a supported difference, whether that is a gain or
+    a loss, and what it is."""
+    differences, precision = results.differences(metric), _precision(results, metric)
     cells = []
     for setting in results.complete:
         if not (values := results.by_seed(setting, metric)):
-            cells.append({"mean": "–", "spread": "", "sign": "", "told": "not measured"})
+            cells.append({"mean": "–", "spread": "", "sign": "", "verdict": "", "told": "not measured"})
             continue
-        own, one = summary(values), differences.get(setting)
+        mean, spread = _mean_and_spread(summary(values), precision)
+        one = differences.get(setting)
+        supported = one is not None and one.supported
         cells.append(
             {
-                "mean": f"{own.mean:.{places}f}",
-                "spread": "" if own.spread is None else f"± {own.spread:.{places}f}",
-                "sign": "" if one is None or not one.supported else "▲" if one.difference > 0 else "▼",
+                "mean": mean,
+                "spread": spread,
+                "sign": "" if one is None or not supported else "▲" if one.difference > 0 else "▼",
+                "verdict": "" if one is None or not supported else _verdict(results, metric, one.difference),
                 "told": "" if one is None else _told(one),
             }
         )
     return cells
 
 
+def _verdict(results: Results, metric: str, difference: float) -> str:
+    """Whether a difference is for the better or the worse; empty where that is not known of the metric."""
+    good = results.good(metric)
+    return "" if good == 0 else "better" if good * difference > 0 else "worse"
+
+
 def _against(results: Results) -> list[str]:
     """Of each setting the difference of the objective from the runs without noise, with its interval."""
     differences = results.differences(results.study.objective)
-    shown = []
-    for setting in results.complete:
-        one = differences.get(setting)
-        places = conclusions.decimals(one.margin if one else None)
-        margin = "" if one is None or one.margin is None else f" ± {one.margin:.{places}f}"
-        shown.append(f"{one.difference:+.{places}f}{margin}" if one else "")
+    shown = [_difference(one) if (one := differences.get(setting)) else "" for setting in results.complete]
     return shown if differences else []
 
 
+def _difference(one: Difference) -> str:
+    amount = conclusions.shown(one.difference, one.margin, "+")
+    return amount if one.margin is None else f"{amount} ± {conclusions.shown(one.margin, one.margin)}"
+
+
 def _told(one: Difference) -> str:
-    places = conclusions.decimals(one.margin)
-    amount = f"against no noise {one.difference:+.{places}f}"
+    amount = f"against no noise {_difference(one)}"
     if one.margin is None:
         return f"{amount}: {'too few seeds' if one.how == 'few' else 'the same in each seed'}, so no interval"
-    seeds = " and ".join(map(str, dict.fromkeys(one.seeds)))
-    return f"{amount} ± {one.margin:.{places}f}, {one.how}, {seeds} seeds"
+    return f"{amount}, {one.how}, {' and '.join(map(str, dict.fromkeys(one.seeds)))} seeds"
 
 
 def _samples(results: Results) -> list[dict[str, Any]]:
@@ -267,16 +289,17 @@ def _samples(results: Results) -> list[dict[str, Any]]:
 
 def _answers(trial: Trial) -> list[Answer]:
     """Those to held-out rows, where they were kept."""
-    path = Path(trial.log).with_name(MEASURED) if trial.log else None
-    if path is None or not path.exists():
+    if not trial.log:
         return []
-    return [
-        answer for answer in json.loads(path.read_text(encoding="utf-8"))["answers"] if answer["rows"] == "held_out"
-    ]
+    try:
+        found = json.loads(Path(trial.log).with_name(MEASURED).read_text(encoding="utf-8"))
+        answers = [answer for answer in found["answers"] if answer["rows"] == "held_out"]
+        return [answer for answer in answers if answer.keys() >= _ANSWER]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):  # deleted, or not ours
+        return []
 
 
-def _number(value: float) -> str:
-    return f"{value:.4f}"
+_ANSWER = {"prompt", "reference", "answer", "length", "finished"}
 
 
 def _duration(seconds: float) -> str:

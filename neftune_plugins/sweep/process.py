@@ -53,5 +53,7 @@ def run(
 
 def tail(log: Path, characters: int = 4000) -> str:
     """The end of a log."""
-    text = log.read_text(errors="replace")
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 4 * characters))
+        text = file.read().decode(errors="replace")
     return text[-characters:].strip()

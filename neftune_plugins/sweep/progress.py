@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from statistics import fmean
 
 from neftune_plugins.commands.terminal import coloured, table, waiting
-from neftune_plugins.sweep import conclusions, statistics
+from neftune_plugins.sweep import conclusions, failures, statistics
 from neftune_plugins.sweep.results import Results, setting_of
 from neftune_plugins.sweep.study import AXES, Trial
 
@@ -23,24 +23,25 @@ def shown(what: str, cells: int, ended: Sequence[Trial], workers: int) -> Iterat
 
 
 def estimate(cells: int, ended: Sequence[Trial], workers: int) -> str:
-    """How long the rest will take if it goes on like this; empty where nothing is known.
+    """How long the rest will take if it goes on like this; empty where nothing is known, or
+    left.
 
     workers: how many trials are run at a time.
     """
     times = [trial.seconds for trial in ended if trial.state == "complete"]
-    if not times:
+    if not times or len(ended) >= cells:
         return ""
-    return f", about {_duration(fmean(times) * (cells - len(ended)) / max(workers, 1))} left"
+    return f", about {duration(fmean(times) * (cells - len(ended)) / max(workers, 1))} left"
 
 
 def line(trial: Trial, objective: str) -> str:
     """What came out of a trial."""
-    value = f", {objective} {trial.values[objective]:.4f}" if objective in trial.values else ""
-    problem = f": {trial.error.splitlines()[0]}, {trial.log}" if trial.error else ""
+    value = f", {objective} {conclusions.shown(trial.values[objective])}" if objective in trial.values else ""
+    problem = f": {failures.first_line(trial)}, {trial.log}" if trial.error else ""
     state = coloured(trial.state, _COLOURS[trial.state])
     return (
         f"trial {trial.number}  {setting(trial.alpha, trial.noise, trial.seed)}  {state} in "
-        f"{_duration(trial.seconds)}{value}{problem}"
+        f"{duration(trial.seconds)}{value}{problem}"
     )
 
 
@@ -55,15 +56,22 @@ def summary(results: Results) -> str:
     for setting in sorted(set(map(setting_of, trials))):
         values = results.by_seed(setting, objective)
         own = statistics.summary(values) if values else None
-        mean, spread = (f"{own.mean:.4f}", own.spread) if own else ("-", None)
+        mean = conclusions.shown(own.mean, own.spread) if own else "-"
+        spread = "-" if own is None or own.spread is None else conclusions.shown(own.spread, own.spread)
         states = [trial.state for trial in trials if setting_of(trial) == setting]
         counts = map(str, (len(values), states.count("failed"), states.count("pruned")))
         noise = (value or "-" for value in setting.noise)
-        rows.append((f"{setting.alpha:g}", *noise, mean, "-" if spread is None else f"{spread:.4f}", *counts))
-    return f"{table(rows, right=(0, *range(len(AXES) + 1, len(rows[0]))))}\n\n{conclusions.sentence(results)}"
+        rows.append((f"{setting.alpha:g}", *noise, mean, spread, *counts))
+    said = f"{table(rows, right=(0, *range(len(AXES) + 1, len(rows[0]))))}\n\n{conclusions.sentence(results)}"
+    failed = sum(trial.state == "failed" for trial in trials)
+    return said + (f"\n\n{failed} of {len(trials)} trials failed; {RETRY}" if failed else "")
 
 
-def _duration(seconds: float) -> str:
+RETRY = "to train them again, run the same command with --retry-failed."
+
+
+def duration(seconds: float) -> str:
+    """A time in words."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -12,20 +12,38 @@ from neftune_plugins.sweep.study import AXES, Study, Trial
 SETS = {"held_out": "held-out", "trained_on": "trained-on"}
 """The rows that `neftune_plugins.sweep.measure` names its values after, and how they are called."""
 
-_LABELS = {
-    "loss": "loss",
-    "length": "answer length, tokens",
-    "unfinished": "answers cut off, share",
-    "chunked": "answers long enough for the next two, share",
-    "two_gram_repetition": "2-gram repetition",
-    "log_diversity": "log-diversity",
-    "rouge_l": "ROUGE-L",
-    "bleu": "BLEU",
+
+@dataclass(frozen=True)
+class _Quantity:
+    """What a value is of.
+
+    label: how it is called.
+    low, high: between which all its values are.
+    good: 1 if more of it is better, -1 if less is, 0 where that depends.
+    """
+
+    label: str
+    low: float = 0.0
+    high: float = math.inf
+    good: int = 0
+
+
+_MEASURED = {
+    "loss": _Quantity("loss", good=-1),
+    "length": _Quantity("answer length, tokens"),
+    "unfinished": _Quantity("answers cut off, share", high=1),
+    "chunked": _Quantity("answers long enough for the next two, share", high=1),
+    "two_gram_repetition": _Quantity("2-gram repetition", high=1),
+    "log_diversity": _Quantity("log-diversity", high=20),
+    "rouge_l": _Quantity("ROUGE-L", high=1),
+    "bleu": _Quantity("BLEU", high=100),
 }
+# Those of some trainings, such as GRPO, may be negative.
 _LOGGED = {
-    "train_loss": "last loss in training, with the noise",
-    "clean_loss": "last loss in training, without noise",
+    "train_loss": _Quantity("last loss in training, with the noise", low=-math.inf, good=-1),
+    "clean_loss": _Quantity("last loss in training, without noise", low=-math.inf, good=-1),
 }
+_UNKNOWN = _Quantity("", low=-math.inf)
 # What ends so is not of the wording of an answer, so that its length could be what changes it.
 _NOT_OF_THE_WORDING = ("loss", "length", "unfinished", "chunked")
 
@@ -57,7 +75,18 @@ def finite(value: float | None) -> bool:
 def label(metric: str) -> str:
     """How a value is called; a user's own goes by its name."""
     rows, name = _split(metric)
-    return f"{SETS[rows]} {_LABELS[name]}" if rows and name in _LABELS else _LOGGED.get(metric, metric)
+    return f"{SETS[rows]} {_MEASURED[name].label}" if rows and name in _MEASURED else _quantity(metric).label or metric
+
+
+def bounds(metric: str) -> tuple[float, float]:
+    """Between which all values of a metric are; infinite where there is no such bound, or it is a user's own."""
+    quantity = _quantity(metric)
+    return quantity.low, quantity.high
+
+
+def _quantity(metric: str) -> _Quantity:
+    rows, name = _split(metric)
+    return (_MEASURED if rows else _LOGGED).get(name, _UNKNOWN)
 
 
 def _split(metric: str) -> tuple[str, str]:
@@ -121,6 +150,12 @@ class Results:
         values = {setting: self.by_seed(setting, metric) for setting in self.complete if setting != NO_NOISE}
         values = {setting: own for setting, own in values.items() if own and none}
         return {setting: difference(own, none, len(values)) for setting, own in values.items()}
+
+    def good(self, metric: str) -> int:
+        """1 if more of a metric is better, -1 if less is, 0 where that is not known."""
+        if metric == self.study.objective:
+            return 1 if self.study.direction == "maximize" else -1
+        return _quantity(metric).good
 
     def length(self, setting: Setting, metric: str) -> Length | None:
         """What the length of the answers has to do with a metric's difference from the runs without noise. None where

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from neftune_plugins.errors import NEFTuneError
+from neftune_plugins.sweep import files
 
 Instructions = Literal["alpaca", "chat"]
 
@@ -71,16 +72,13 @@ def read(path: Path, instructions: Instructions = "alpaca") -> list[Row]:
 
     Raises NEFTuneError for a row that is none of these, with its number.
     """
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise NEFTuneError(f"{path}: {error.strerror}") from None
+    text = files.text(path).strip()
     rows = []
     try:
         objects = json.loads(text) if text.startswith("[") else map(json.loads, filter(str.strip, text.split("\n")))
         for found in objects:
             rows.append(_row(found, instructions))
-    except (json.JSONDecodeError, _NoRowError) as error:
+    except (ValueError, RecursionError) as error:
         raise NEFTuneError(f"{path}, row {len(rows) + 1}: {error}") from None
     if not rows:
         raise NEFTuneError(f"{path}: there are no rows in it")

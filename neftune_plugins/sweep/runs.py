@@ -12,7 +12,7 @@ from neftune_plugins.commands.check import framework_of
 from neftune_plugins.config import NoiseConfig
 from neftune_plugins.errors import NEFTuneError
 from neftune_plugins.plugins.framework import Framework
-from neftune_plugins.sweep import configs
+from neftune_plugins.sweep import configs, files
 from neftune_plugins.sweep.study import AXES
 
 PYTHON = "python"
@@ -52,9 +52,15 @@ class ConfigFile:
         if found.training is None:
             raise NEFTuneError(f"{file}: neftune sweep does not know how {found.name} trains")
         self.framework, self._training, self._more = found.name, found.training, more
-        self._file, self._text = file, file.read_text(encoding="utf-8")
-        config = yaml.safe_load(self._text)
-        self._owners = found.training.owners(config)
+        self._file, self._text = file, files.text(file)
+        config = _parsed(file, self._text)
+        try:
+            self._owners = found.training.owners(config)
+        except Exception as error:
+            raise NEFTuneError(
+                f"{file}: this is no configuration that {found.name} could read ({type(error).__name__}: {error}); "
+                f"neftune check {file} says more"
+            ) from None
         if not self._owners:
             raise NEFTuneError(f"{file}: there is no language model in it whose embeddings could be noised")
         self.noise = DEFAULTS | {
@@ -63,12 +69,28 @@ class ConfigFile:
             for owner in reversed(self._owners)  # the first says it
             if (value := _at(config, (*owner, f"neftune_noise_{axis}")))
         }
+        self._can_be_changed()
 
     def run(self, keys: dict[str, Any], seed: int, folder: Path) -> Run:
         config, output = folder / f"config{self._file.suffix}", folder / "output"
         settings = {(name,): value for name, value in self._training.settings(seed, output).items()}
         config.write_text(configs.changed(self._text, configs.noise(keys, self._owners) | settings), encoding="utf-8")
         return Run([*self._training.arguments(config, seed, output), *self._more], self._training.model(output))
+
+    def _can_be_changed(self) -> None:
+        """Raise NEFTuneError where our keys cannot be put into the file or taken out, as those of a merge key."""
+        try:
+            configs.changed(self._text, configs.noise({"neftune_noise_alpha": 5.0}, self._owners))
+            text = configs.changed(self._text, configs.noise({"neftune_noise_alpha": None}, self._owners))
+        except NEFTuneError as error:
+            raise NEFTuneError(f"{self._file}, {error}") from None
+        bare = yaml.safe_load(text)
+        for place in ((*owner, name) for owner in self._owners for name in configs.OURS):
+            if _at(bare, place) is not None:
+                raise NEFTuneError(
+                    f"{self._file}: {place[-1]} comes through YAML's merge key <<, so that a sweep cannot take it out; "
+                    "write it where it belongs"
+                )
 
 
 class PythonFile:
@@ -91,8 +113,7 @@ class PythonFile:
 
 def source(file: Path, framework: str | None, more: Sequence[str]) -> Source:
     """The source that a file is. Raises NEFTuneError where it is not there, or of no framework."""
-    if not file.exists():
-        raise NEFTuneError(f"{file}: there is no such file")
+    files.text(file)
     return PythonFile(file, more) if file.suffix == ".py" else ConfigFile(file, framework, more)
 
 
@@ -100,6 +121,17 @@ def _at(config: Any, place: configs.Place) -> Any:
     for name in place:
         try:
             config = config[name]
-        except (KeyError, IndexError):
+        except (KeyError, IndexError, TypeError):
             return None
+    return config
+
+
+def _parsed(file: Path, text: str) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        problem = getattr(error, "problem", None) or str(error).split("\n")[0]
+        raise NEFTuneError(f"{file}: this is not YAML: {problem}") from None
+    if not isinstance(config, dict):
+        raise NEFTuneError(f"{file}: this is no configuration: it has no keys at its top level")
     return config

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from neftune_plugins.curve import VARIABLE as CURVE_VARIABLE
-from neftune_plugins.sweep import curve, process
+from neftune_plugins.sweep import curve, failures, process
 from neftune_plugins.sweep.attempts import Attempt
 from neftune_plugins.sweep.runs import Source
 from neftune_plugins.sweep.study import Point, State, Trial
@@ -112,8 +112,7 @@ class _Work:
             result = self.attempt.folder / "measured.json"
             rows = [str(self.planned.model), str(self.options.held_out), str(result), *self.options.measure]
             self._run("the measurement", [sys.executable, "-P", "-m", "neftune_plugins.sweep.measure", *rows])
-            found = json.loads(result.read_text())
-            self.values |= {name: value for name, value in found.items() if isinstance(value, int | float)}
+            self.values |= _measured(result)
         for name, command in self.options.metrics.items():
             words = [word.replace("{model}", str(self.planned.model)) for word in shlex.split(command)]
             self._run(f"--metric {name}", words)
@@ -141,4 +140,13 @@ class _Work:
     ) -> None:
         status = process.run(command, self.log, environment=environment, lock=self.lock, look=look)
         if status:
-            raise _FailedError(f"{what} ended with status {status}")
+            reason = failures.cause(process.tail(self.log)) or "it printed nothing"
+            raise _FailedError(f"{what} ended with {failures.ending(status)}: {reason}")
+
+
+def _measured(result: Path) -> dict[str, float]:
+    try:
+        found = json.loads(result.read_text(encoding="utf-8"))
+        return {name: value for name, value in found.items() if isinstance(value, int | float)}
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise _FailedError(f"the measurement left no result that can be read: {error}") from None

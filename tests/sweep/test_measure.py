@@ -204,7 +204,7 @@ def test_a_number_that_is_too_small_is_refused(capsys):
             ["--tokenizer", "no_tokenizer"],
             "no_tokenizer: there is no tokenizer in it; name",
         ),
-        (["--train", "missing.jsonl"], "missing.jsonl: No such file or directory"),
+        (["--train", "missing.jsonl"], "missing.jsonl: there is no such file"),
     ],
 )
 def test_what_cannot_be_measured_is_told(folder, data, tmp_path, monkeypatch, options, message):

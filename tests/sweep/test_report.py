@@ -9,9 +9,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from neftune_plugins.sweep import conclusions
+from neftune_plugins.sweep import conclusions, progress
 from neftune_plugins.sweep.chart import BOTTOM, HEIGHT, TOP, Chart, Line, colour, steps
-from neftune_plugins.sweep.page import _Looks, write
+from neftune_plugins.sweep.page import _Looks, _metric, write
 from neftune_plugins.sweep.results import Results, label
 from neftune_plugins.sweep.study import Point, Study, Trial
 
@@ -346,13 +346,40 @@ def test_what_one_of_several_settings_has_is_in_the_table_alone(tmp_path):
     trials = study({0: NONE, 5: (2.2, 2.3)}).trials
     clean = replace(trials[0], values={**trials[0].values, "clean_loss": 2.0})
     found = page(Study(config="", framework="", trials=[clean, *trials[1:]]), tmp_path)
-    assert found.text.count("last loss in training, without noise") == 1
+    assert not re.search("aria-label=.last loss in training, without noise", (tmp_path / "report.html").read_text())
+    assert "last loss in training, without noise" in found.text
 
 
 def test_the_table_marks_what_the_spread_supports(tmp_path):
     shown = page(study({0: NONE, 5: (2.21, 2.25, 2.229), 10: (2.2, 2.35, 2.32)}), tmp_path).text
-    assert "held-out loss 2.320 ± 0.020 ▼ 2.230 ± 0.020 2.290 ± 0.079" in shown
+    assert "held-out loss 2.320 ± 0.020 ▼ 2.230 ± 0.020 better 2.290 ± 0.079" in shown
     assert "against no noise, interval for 95 % -0.0903 ± 0.0021 -0.03" in shown
+
+
+def test_a_worse_value_is_marked_by_a_word_an_arrow_and_a_colour(tmp_path):
+    worse = {0: NONE, 5: (2.41, 2.45, 2.431)}
+    others = {"held_out_rouge_l": {0: (0.1, 0.11, 0.12), 5: (0.2, 0.21, 0.221)}}
+    write(study(worse, others=others), tmp_path)
+    source = (tmp_path / "report.html").read_text()
+    assert '<span class="sign worse">▲</span>' in source and '<small class="verdict worse">worse</small>' in source
+    assert ".worse { color: var(--bad); }" in source
+    assert '<span class="sign ">▲</span>' in source  # of ROUGE it is not known whether more is better
+    write(study(worse, metric="win_rate", direction="maximize"), tmp_path)
+    assert '<span class="sign better">▲</span>' in (tmp_path / "report.html").read_text()
+
+
+def test_what_is_the_same_in_each_seed_is_shown_as_it_is(tmp_path):
+    others = {"size": {0: (16.0,) * 3, 5: (17.5,) * 3}, "held_out_length": {0: (16.0,) * 3, 5: (16.0, 17.0, 18.0)}}
+    found = study({0: NONE, 5: (2.2, 2.3, 2.4)}, others=others)
+    shown = page(found, tmp_path)
+    assert "size 16 in each seed 17.5 in each seed" in shown.text
+    assert "answer length, tokens 16 in each seed 17.0 ± 1.0" in shown.text
+    source = (tmp_path / "report.html").read_text()
+    assert "0.0000" not in source and ".0000" not in source
+    assert "size against alpha. no noise: 16 in each seed; alpha 5: 17.5 in each seed" in source
+    assert "size against no noise +1.5: the same in each seed, so no interval" in shown.text
+    text = progress.summary(Results(study({0: (16.0,) * 3, 5: (17.5,) * 3}, metric="size")))
+    assert [line.split()[3:5] for line in text.splitlines()[1:3]] == [["16", "0"], ["17.5", "0"]]
 
 
 def test_the_files_for_programs(tmp_path):
@@ -393,8 +420,22 @@ def test_marks_of_an_axis_are_round_and_within(low, high):
 def test_a_plot_of_one_value_has_room_and_few_marks(values):
     chart = Chart("", "", "", lines=[Line([(5.0, value) for value in values], "")])
     assert 2 <= len(chart.y_ticks) <= 6 and 2 <= len(chart.x_ticks) <= 6
-    assert all(TOP < chart.y(value) < HEIGHT - BOTTOM for value in values)
+    assert all(TOP < chart.y(value) <= HEIGHT - BOTTOM - (value != 0) for value in values)
     assert all(len(tick.text) <= 8 for tick in chart.y_ticks)
+
+
+@pytest.mark.parametrize("metric", ["held_out_rouge_l", "trained_on_bleu", "held_out_loss", "held_out_length", "own"])
+@pytest.mark.parametrize("values", [(0.0, 0.0, 0.0), (0.0, 0.9, 0.0), (0.01, 0.02, 0.5)])
+def test_no_axis_begins_below_zero_where_nothing_can_be(metric, values):
+    results = Results(study({0: values, 5: values}, metric=metric))
+    chart = _metric(results, _Looks(results), metric)
+    assert chart.ranges[1][0] >= (0 if metric != "own" or values[0] == values[1] else -math.inf)
+    assert all(chart.y(chart.bar(dot)[0]) <= HEIGHT - BOTTOM + 1e-9 for dot in chart.dots)
+
+
+def test_a_score_of_one_at_most_has_an_axis_to_one_at_most():
+    results = Results(study({0: (0.9, 1.0), 5: (1.0, 0.2)}, metric="held_out_rouge_l"))
+    assert _metric(results, _Looks(results), "held_out_rouge_l").ranges[1] == (pytest.approx(0.0, abs=0.1), 1.0)
 
 
 def test_colours_run_through_the_range():

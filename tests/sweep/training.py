@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-from neftune_plugins.sweep import curve
+from neftune_plugins import curve
 
 STEPS = 4
 BROKEN = 13.0  # an alpha with which it fails

@@ -29,7 +29,9 @@ class Worker:
         self._log = folder / f"worker-{time.monotonic_ns()}.txt"
         environment = {"LEDGER": str(self.ledger), **environment}
         self._process = multiprocessing.get_context("fork").Process(
-            target=self._run, args=(folder, ["sweep", str(TRAINING), *arguments], environment, host)
+            target=self._run,
+            args=(folder, ["sweep", str(TRAINING), *arguments], environment, host),
+            daemon=True,  # one that a failed test has left stopped is not waited for
         )
         self._process.start()
 

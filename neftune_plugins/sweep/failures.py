@@ -1,0 +1,72 @@
+"""Why a training failed, from the end of its log."""
+
+import re
+import signal
+from collections.abc import Sequence
+
+from neftune_plugins.sweep.study import Trial
+
+LONGEST = 300  # characters of a cause
+
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_RANK = re.compile(r"^\[rank\d+\]:\s?")
+# What stands behind the cause: launchers that say that their child failed, loggers that say goodbye, bars, rulers.
+_NOISE = re.compile(
+    r"""^\W*$
+    | ^\s*File\s".*",\sline\s\d+
+    | ^\S*(CalledProcessError|ChildFailedError)\b
+    | ^\s*(wandb|trackio|swanlab):
+    | ^\S*\s?(resource_tracker|Exception\signored\sin)
+    | Warning:\s
+    | \d+%\|
+    | ^\[[IWE]\d{3,}
+    """,
+    re.VERBOSE,
+)
+_EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt|Failure|Timeout)\b")
+_RECENT = 12  # lines from the end among which an exception is the cause of it
+
+
+def cause(log: str) -> str:
+    """The line of a log that says why its program ended: the last exception if it is near the end, and else the last
+    line that means something; with what follows where it ends in a colon. Empty where there is none."""
+    lines = [_plain(line) for line in log.rpartition("\n$ ")[2].split("\n")]
+    if log.startswith("$ ") or "\n$ " in log:
+        del lines[0]  # the command
+    meaning = [line for line in lines if not _NOISE.search(line)]
+    recent = range(max(0, len(meaning) - _RECENT), len(meaning))
+    at = next((number for number in reversed(recent) if _EXCEPTION.search(meaning[number])), len(meaning) - 1)
+    if at < 0:
+        return ""
+    last = at
+    while meaning[last].rstrip().endswith((":", "Error")) and last + 1 < len(meaning):
+        last += 1
+    told = " ".join(" ".join(meaning[at : last + 1]).split())
+    return told if len(told) <= LONGEST else f"{told[: LONGEST - 3]}..."
+
+
+def ending(status: int) -> str:
+    """An exit status in words: a shell's 128 and more is a signal's number."""
+    try:
+        return f"status {status} ({signal.Signals(status - 128).name})"
+    except ValueError:
+        return f"status {status}"
+
+
+def alike(trials: Sequence[Trial]) -> bool:
+    """Whether all of them failed, for one cause: what differs are numbers and paths at most."""
+    return all(trial.state == "failed" for trial in trials) and len(set(map(_kind, trials))) == 1
+
+
+def first_line(trial: Trial) -> str:
+    """What a failed trial failed of."""
+    return trial.error.partition("\n")[0]
+
+
+def _kind(trial: Trial) -> str:
+    return re.sub(r"0x[0-9a-f]+|\S*/\S*|[-+]?\d+([.:]\d+)*", "#", first_line(trial))
+
+
+def _plain(line: str) -> str:
+    """A line as it stands on a screen in the end: a bar writes over itself."""
+    return _RANK.sub("", _ESCAPES.sub("", line).rstrip("\r").rpartition("\r")[2]).rstrip()
