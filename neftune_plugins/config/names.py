@@ -20,6 +20,11 @@ def means_one_of(keys: Sequence[str], name: object) -> bool:
     return _meant(tuple(keys), _plain(name)) is not None
 
 
+def same(one: object, other: object) -> bool:
+    """Whether two names differ in case, hyphens and leading hyphens alone."""
+    return _plain(one) == _plain(other)
+
+
 def begins_like_ours(name: object) -> bool:
     """Whether a name begins as our keys do."""
     return _plain(name).startswith("neft")
@@ -62,8 +67,9 @@ def _plain(name: object) -> str:
 
 @lru_cache(maxsize=4096)
 def _meant(keys: tuple[str, ...], plain: str) -> str | None:
-    if plain in keys:
-        return plain
+    for key in keys:
+        if _plain(key) == plain:
+            return key
     if plain in _OLDER:
         return keys[0]
     if not _SHORTEST <= len(plain) <= _LONGEST:
@@ -71,17 +77,18 @@ def _meant(keys: tuple[str, ...], plain: str) -> str | None:
     if plain.startswith("neptune") and not ("noise" in plain or "alpha" in plain):  # keys of the Neptune logger
         return None
     cutoff = _CLOSE_TO_OURS if plain.startswith("neft") else _CLOSE
-    candidates = [*keys, *(older for older in _OLDER if len(older) > 13)]  # a shorter one is close to other words
-    close = difflib.get_close_matches(plain, candidates, n=1, cutoff=cutoff)
-    return None if not close else close[0] if close[0] in keys else keys[0]
+    meanings = {older: keys[0] for older in _OLDER if len(older) > 13}  # a shorter one is close to other words
+    meanings |= {_plain(key): key for key in reversed(keys)}
+    close = difflib.get_close_matches(plain, meanings, n=1, cutoff=cutoff)
+    return meanings[close[0]] if close else None
 
 
 def _closest(keys: Sequence[str], name: object) -> str | None:
     plain = _plain(name)
     if plain in ("neft", "neftune", "neft_noise", "neftune_noise"):
         return keys[0]
-    close = difflib.get_close_matches(plain, keys, n=1)
-    return close[0] if close else None
+    close = difflib.get_close_matches(plain, map(_plain, keys), n=1)
+    return next(key for key in keys if _plain(key) == close[0]) if close else None
 
 
 def _key_of(keys: Sequence[str], part: object) -> str | None:

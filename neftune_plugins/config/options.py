@@ -1,7 +1,7 @@
 """Our keys on a command line."""
 
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from neftune_plugins.config import names
@@ -25,18 +25,16 @@ def from_command_line(name: str) -> bool:
     return any(option.name == name and not option.owner for option in _options(sys.argv[1:]))
 
 
-def refuse_options(arguments: Sequence[str], read: Collection[str]) -> None:
+def refuse_options(arguments: Sequence[str], read: Sequence[str]) -> None:
     """Raise NoiseConfigError for an option that means one of our keys and that nothing reads.
 
     arguments: those of a framework's command.
-    read: the keys that the command reads as `--key value`; words of the form `key=value` it does not read.
+    read: the options that the command reads for our keys as `--key value`, exactly as written. Words of the form
+        `key=value` it does not read.
     """
     for option in _options(arguments):
-        is_flag = option.written.startswith("-")
-        known = option.name in read and not option.owner
-        if (known and is_flag and not option.behind) or not _means_ours(option):
-            continue
-        raise NoiseConfigError(_message(option, known, is_flag))
+        if (option.written not in read or option.behind) and _means_ours(option):
+            raise NoiseConfigError(_message(option, read))
 
 
 def _means_ours(option: _Option) -> bool:
@@ -44,19 +42,18 @@ def _means_ours(option: _Option) -> bool:
     return looks_like_ours(option.name) if is_top_level else is_like_ours(option.name)
 
 
-def _message(option: _Option, known: bool, is_flag: bool) -> str:
+def _message(option: _Option, read: Sequence[str]) -> str:
+    right = next((known for known in read if names.same(known, option.name)), None)
+    instead = f"{right} {option.value}" if right else f"{option.name}: {option.value} in the configuration file"
     if option.behind:
         return f"{option.written}: behind -- it is not read; write it before"
     if option.owner:
-        return f"{option.written}: {option.value} has no effect there; write --{option.name} {option.value}"
-    if known and not is_flag:
-        return f"{option.written}={option.value} is not read; write --{option.name} {option.value}"
-    if option.name in KEYS:
-        return (
-            f"{option.written}: this command line has no such option (value {option.value}); write "
-            f"{option.name}: {option.value} in the configuration file"
-        )
-    remedy = names.remedy(KEYS, option.name, option.value).replace("mean ", "mean --")
+        return f"{option.written}: {option.value} has no effect there; write {instead}"
+    if not option.written.startswith("-"):
+        return f"{option.written}={option.value} is not read; write {instead}"
+    if right or option.name in KEYS:
+        return f"{option.written}: this command line has no such option (value {option.value}); write {instead}"
+    remedy = names.remedy([*read, *KEYS], option.name, option.value)
     return f"{option.written}: there is no such option (value {option.value}){remedy}"
 
 

@@ -316,29 +316,31 @@ def test_names_that_mean_ours(name):
     ("arguments", "message"),
     [
         (["--neftune_noise_alhpa", "5"], "--neftune_noise_alhpa: there is no such option (value 5); did you mean "
-         "--neftune_noise_alpha?"),
+         "--neftune-noise-alpha?"),
         (["--neftune-noise-alhpa=5"], "--neftune-noise-alhpa: there is no such option (value 5); did you mean"),
-        (["--neft_alpha", "5"], "--neft_alpha: there is no such option (value 5); did you mean --neftune_noise_alpha?"),
+        (["--neft_alpha", "5"], "--neft_alpha: there is no such option (value 5); did you mean --neftune-noise-alpha?"),
         (["--neftune-noise-type", "gaussian"], "--neftune-noise-type: this command line has no such option (value "
          "gaussian); write neftune_noise_type: gaussian in the configuration file"),
+        (["--neftune_noise_alpha=5"], "--neftune_noise_alpha: this command line has no such option (value 5); write "
+         "--neftune-noise-alpha 5"),
         (["--trl.neftune-noise-alpha", "5"], "--trl.neftune-noise-alpha: 5 has no effect there; write "
-         "--neftune_noise_alpha 5"),
+         "--neftune-noise-alpha 5"),
         (["--trl__neftune_noise_alpha=5"], "--trl__neftune_noise_alpha: 5 has no effect there"),
-        (["neftune_noise_alpha=5"], "neftune_noise_alpha=5 is not read; write --neftune_noise_alpha 5"),
+        (["neftune_noise_alpha=5"], "neftune_noise_alpha=5 is not read; write --neftune-noise-alpha 5"),
         (["--", "--neftune-noise-alpha", "5"], "--neftune-noise-alpha: behind -- it is not read; write it before"),
     ],
     ids=lambda x: str(x)[:50],
 )  # fmt: skip
 def test_options_that_nothing_reads_are_refused(arguments, message):
     with pytest.raises(NoiseConfigError, match=re.escape(message)):
-        refuse_options(["--seed", "3", *arguments], read=["neftune_noise_alpha"])
+        refuse_options(["--seed", "3", *arguments], read=["--neftune-noise-alpha"])
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
         ["--neftune-noise-alpha", "5"],
-        ["--neftune_noise_alpha=5", "--noise", "3"],
+        ["--neftune-noise-alpha=5", "--noise", "3"],
         ["--run-name", "neftune", "neftune.yml", "--output-dir=neftune_noise_alpha", "--neptune-project", "x"],
         ["--wandb-name", "neftune_noise_alpha=5"],
         ["--launcher", "torchrun", "--", "--standalone"],
@@ -347,4 +349,4 @@ def test_options_that_nothing_reads_are_refused(arguments, message):
     ids=str,
 )
 def test_ordinary_command_lines_pass(arguments):
-    refuse_options(arguments, read=["neftune_noise_alpha"])
+    refuse_options(arguments, read=["--neftune-noise-alpha"])

@@ -49,7 +49,7 @@ from tests.support.warm import cold
 ROOT = Path(__file__).parents[2]
 KEYS = {"neftune_noise_alpha": 5}
 AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
-OURS = ["neftune_plugins.model.install._EmbeddingHook"]
+OURS = ["neftune_plugins.model.hooks.EmbeddingHook"]
 TAKEN_OVER = "neftune_noise_alpha: 5 is taken over by neftune-plugins, the native hook is off"
 needs_v1 = pytest.mark.skipif(not HAS_V1, reason="V1 of this release has no trainer")
 both_paths = pytest.mark.parametrize("mode", ["sft", pytest.param("v1", marks=needs_v1)])
