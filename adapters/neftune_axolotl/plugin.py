@@ -144,8 +144,8 @@ class NEFTunePlugin(BasePlugin):  # type: ignore[misc]
         callback, self._callback = self._callback, None
         if callback is not None and callback.ended and not callback.began:
             raise NoiseNotAppliedError(
-                f"the training is over, without noise in spite of {_ALPHA}: the trainer did not tell its callbacks when "
-                "it began. Its model is saved"
+                f"the training is over, without noise in spite of {_ALPHA}: the trainer did not tell its callbacks "
+                "when it began. Its model is saved"
             )
 
     def _active(self) -> bool:
