@@ -15,12 +15,13 @@ from collections import defaultdict
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
-from neftune_plugins import NoiseConfig, NoiseConfigError, NoiseNotAppliedError
+from neftune_plugins import NoiseConfig, NoiseConfigError, NoiseNotAppliedError, resolve
 from neftune_plugins.config import key, looks_like_ours
 from neftune_plugins.noise.layout import read_layout
 from tests.llamafactory.configs import LORA, V1_MODES, base_config, command
@@ -309,6 +310,18 @@ def test_zero_given_to_our_callback_is_the_run_without_noise(driver, run, tmp_pa
 @pytest.mark.parametrize("written", ["5", "5.0", "0.5e1"])
 def test_a_number_that_is_given_as_text_is_that_number(run, mode, written):
     assert run(mode, neftune_noise_alpha=written).weights == run(mode, **KEYS).weights
+
+
+def test_numbers_of_numpy_are_numbers():
+    for alpha in (np.float32(5), np.float64(5), np.int64(5), np.array(5)):
+        config = resolve({"neftune_noise_alpha": alpha, "neftune_noise_seed": np.int64(3)})
+        assert config == NoiseConfig(alpha=5, seed=3)
+        assert (type(config.alpha), type(config.seed)) in [(int, int), (float, int)]
+    assert NoiseConfig(alpha=5, metrics=np.bool_(False), clean_loss_steps=np.uint8(2)).clean_loss_steps == 2
+    assert resolve({"neftune_noise_alpha": np.float16(0)}) is None
+    for alpha in (np.bool_(True), np.array([5]), np.array("a")):
+        with pytest.raises(NoiseConfigError, match="must be a number, such as 5"):
+            NoiseConfig(alpha=alpha)
 
 
 def test_megatrons_arguments_are_refused(tmp_path):
