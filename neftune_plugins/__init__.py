@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from neftune_plugins.autoload import after_import, enabled, unpatched
-    from neftune_plugins.config import NoiseConfig, is_like_ours, key, keys_in
+    from neftune_plugins.config import NoiseConfig, Place, is_like_ours, key, keys_in, refuse_misplaced, refuse_options
     from neftune_plugins.errors import NEFTuneError, NoiseConfigError, NoiseNotAppliedError
     from neftune_plugins.model import REPORT_VARIABLE, Handle, install, refuse_context_parallel
     from neftune_plugins.noise import Batch, Layout, LayoutReader, NoiseType
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
         InstalledNoise,
         TrainingCommand,
         hookimpl,
+        no_noise_line,
         resolve,
     )
 
 _HOMES = {
     "autoload": ("after_import", "enabled", "unpatched"),
-    "config": ("NoiseConfig", "is_like_ours", "key", "keys_in"),
+    "config": ("NoiseConfig", "Place", "is_like_ours", "key", "keys_in", "refuse_misplaced", "refuse_options"),
     "errors": ("NEFTuneError", "NoiseConfigError", "NoiseNotAppliedError"),
     "model": ("REPORT_VARIABLE", "Handle", "install", "refuse_context_parallel"),
     "noise": ("Batch", "Layout", "LayoutReader", "NoiseType"),
@@ -36,6 +37,7 @@ _HOMES = {
         "InstalledNoise",
         "TrainingCommand",
         "hookimpl",
+        "no_noise_line",
         "resolve",
     ),
 }
@@ -63,6 +65,7 @@ __all__ = [
     "NoiseConfigError",
     "NoiseNotAppliedError",
     "NoiseType",
+    "Place",
     "TrainingCommand",
     "after_import",
     "enabled",
@@ -71,7 +74,10 @@ __all__ = [
     "is_like_ours",
     "key",
     "keys_in",
+    "no_noise_line",
     "refuse_context_parallel",
+    "refuse_misplaced",
+    "refuse_options",
     "resolve",
     "unpatched",
 ]

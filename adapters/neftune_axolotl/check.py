@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from transformers import TrainingArguments
 
-from neftune_axolotl.plugin import NEFTunePlugin
+from neftune_axolotl.plugin import NEFTunePlugin, with_present_name
 from neftune_plugins import CheckedModel, NoiseConfigError, NoiseNotAppliedError, enabled, keys_in, resolve
 
 _OURS = "neftune_axolotl.NEFTunePlugin"
@@ -37,7 +37,7 @@ def check(file: Path) -> Sequence[CheckedModel]:
     config = DictDefault(yaml.safe_load(file.read_text(encoding="utf-8")))
     prepare_plugins(config)
     found = any(isinstance(one, NEFTunePlugin) for one in base.PluginManager.get_instance().plugins.values())
-    if enabled() and not found and resolve(config) is not None:
+    if enabled() and not found and resolve(with_present_name(config)) is not None:
         raise NoiseNotAppliedError(
             "neftune_noise_alpha would be that of Axolotl's own hook: this release finds no plugins by itself; add "
             f"plugins: [{_OURS}]"

@@ -1,37 +1,73 @@
 """The Axolotl plugin: the keys in Axolotl's schema, and the callback in its trainers."""
 
 import dataclasses
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from axolotl.integrations.base import BasePlugin
+from axolotl.integrations.base import BasePlugin, PluginManager
 from axolotl.utils.logging import get_logger
 from neftune_transformers import NEFTuneCallback
 from pydantic import BaseModel, Field, create_model, model_validator
 from transformers import TrainerCallback
 
-from neftune_plugins import NoiseConfig, enabled, key, refuse_context_parallel, resolve
+from neftune_plugins import (
+    NoiseConfig,
+    NoiseConfigError,
+    NoiseNotAppliedError,
+    enabled,
+    key,
+    keys_in,
+    no_noise_line,
+    refuse_context_parallel,
+    refuse_misplaced,
+    refuse_options,
+    resolve,
+)
 
+_ALPHA = "neftune_noise_alpha"
 # Axolotl's name of the key before it was neftune_noise_alpha; it moves the value to the new one.
 _OLDER_NAME = "noisy_embedding_alpha"
+_LOG = get_logger("axolotl.neftune")  # Axolotl shows what its own loggers are told, and no others'
+
+
+def with_present_name(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration in which alpha has its present name. Raises NoiseConfigError for two of them."""
+    named = {name: value for name, value in cfg.items() if name != _OLDER_NAME}
+    older = cfg.get(_OLDER_NAME)
+    if older is not None:
+        if named.get(_ALPHA) is not None:
+            raise NoiseConfigError(
+                f"{_OLDER_NAME} is the older name of {_ALPHA}; both are set: leave {_OLDER_NAME} out"
+            )
+        named[_ALPHA] = older
+    return named
+
+
+def _refuse_cut_sequences(cfg: Mapping[str, Any]) -> None:
+    block = cfg.get("context_parallel")  # of Axolotl 0.21
+    refuse_context_parallel(
+        {
+            "context_parallel.size": block.get("size") if isinstance(block, Mapping) else None,
+            "sequence_parallel_degree": cfg.get("sequence_parallel_degree"),
+            "context_parallel_size": cfg.get("context_parallel_size"),
+        }
+    )
 
 
 class _Checked(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def check_neftune_keys(cls, data: Any) -> Any:
-        """Check the keys as written: afterwards "5" would be 5.0, and a misspelt key would be gone."""
-        older = {"neftune_noise_alpha": data[_OLDER_NAME]} if data.get(_OLDER_NAME) is not None else {}
-        if resolve(older | dict(data)) is not None:
-            block = data.get("context_parallel")  # of Axolotl 0.21
-            refuse_context_parallel(
-                {
-                    "context_parallel_size": data.get("context_parallel_size"),
-                    "sequence_parallel_degree": data.get("sequence_parallel_degree"),
-                    "context_parallel.size": block.get("size") if isinstance(block, Mapping) else None,
-                }
-            )
-        return data
+        """Check the keys as written: afterwards true would be 1.0, and a misspelt key would be gone."""
+        named = with_present_name(data)
+        refuse_misplaced(named)
+        ours = keys_in(named)
+        if resolve(named) is None:  # 0 among them, which Axolotl's own schema refuses
+            return {name: value for name, value in named.items() if name not in ours}
+        _refuse_cut_sequences(named)
+        return named | ours
 
 
 # Axolotl's own schema has neftune_noise_alpha; its field would win over ours.
@@ -46,23 +82,98 @@ NEFTuneArgs = create_model("NEFTuneArgs", __base__=_Checked, __module__=__name__
 class NEFTunePlugin(BasePlugin):  # type: ignore[misc]
     """Takes over `neftune_noise_alpha` and its companion keys, in SFT and in the RL trainers.
 
-    Without the key, or with NEFTUNE_PLUGINS=0 in the environment, it does nothing.
+    Without the key, or with NEFTUNE_PLUGINS=0 in the environment, it does nothing. Found under two names, it is one
+    plugin: the first that was registered.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._wanted = False
+        self._callback: _Callback | None = None
+
+    def register(self, cfg: Any) -> None:
+        """Look at the configuration as written, before Axolotl drops what it does not know."""
+        if not self._active():
+            return
+        named = with_present_name(cfg)
+        refuse_misplaced(named)
+        if _is_axolotls_command():
+            refuse_options(sys.argv[1:], read=[f"--{name.replace('_', '-')}" for name in (_ALPHA, _OLDER_NAME)])
+        self._callback = None
+        self._wanted = resolve(named) is not None
+        if self._wanted:
+            _refuse_cut_sequences(cfg)  # here, because Axolotl writes each of these keys into the others
+        line = no_noise_line(named)
+        if line:
+            _LOG.info(line)
+
     def get_input_args(self) -> str | None:
-        return "neftune_axolotl.NEFTuneArgs" if enabled() else None
+        return "neftune_axolotl.NEFTuneArgs" if self._active() else None
 
     def get_training_args(self, cfg: Any) -> dict[str, Any] | None:
-        return None if _config(cfg) is None else {"neftune_noise_alpha": None}
+        return {_ALPHA: None} if self._active() and resolve(cfg) is not None else None
 
     def add_callbacks_pre_trainer(self, cfg: Any, model: Any) -> list[TrainerCallback]:
-        config = _config(cfg)
-        if config is None:
-            return []
-        callback = NEFTuneCallback(**dataclasses.asdict(config))
-        callback.logger = get_logger("axolotl.neftune")  # Axolotl shows what its own loggers are told, and no others'
-        return [callback]
+        config = resolve(cfg) if self._active() else None
+        self._callback = None
+        if config is not None:
+            self._callback = _Callback(**dataclasses.asdict(config))
+            return [self._callback]
+        if self._wanted:
+            raise NoiseNotAppliedError(
+                f"{_ALPHA} is set, but is gone from the configuration after Axolotl's validation: another plugin took "
+                "it out"
+            )
+        return []
+
+    def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
+        if self._callback is None:
+            if self._wanted:
+                raise NoiseNotAppliedError(_no_callbacks(trainer, "was not given the plugins' callbacks"))
+            return
+        handler = getattr(trainer, "callback_handler", None)
+        if self._callback not in getattr(handler, "callbacks", ()):
+            raise NoiseNotAppliedError(_no_callbacks(trainer, "leaves out the callbacks that it is given"))
+
+    def post_train(self, cfg: Any, model: Any) -> None:
+        """Axolotl calls it twice, before and after it saves the model."""
+        if self._callback is not None:
+            self._callback.ended = True
+
+    def post_train_unload(self, cfg: Any) -> None:
+        callback, self._callback = self._callback, None
+        if callback is not None and callback.ended and not callback.began:
+            raise NoiseNotAppliedError(
+                f"the training is over, without noise in spite of {_ALPHA}: the trainer did not tell its callbacks "
+                "when it began. Its model is saved"
+            )
+
+    def _active(self) -> bool:
+        """Whether this plugin is switched on, and the first of those that were registered."""
+        ours = (one for one in PluginManager.get_instance().plugins.values() if isinstance(one, NEFTunePlugin))
+        return enabled() and next(ours, self) is self
 
 
-def _config(cfg: Any) -> NoiseConfig | None:
-    return resolve(cfg) if enabled() else None
+class _Callback(NEFTuneCallback):
+    """began: whether it was told that training began. ended: whether the trainer came back."""
+
+    logger = _LOG
+    began = ended = False
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        super().on_train_begin(*args, **kwargs)
+        self.began = True
+
+
+def _no_callbacks(trainer: Any, problem: str) -> str:
+    return (
+        f"{_ALPHA} would have no effect: {type(trainer).__name__} {problem}. Use a trainer that takes callbacks, or "
+        f"leave {_ALPHA} out"
+    )
+
+
+def _is_axolotls_command() -> bool:
+    """Whether this process is the command `axolotl`, which drops options that it does not know. What it launches
+    hands all options on into the configuration, and the arguments of other scripts are none of ours."""
+    program = Path(sys.argv[0])
+    return program.stem == "axolotl" or program.parts[-3:] == ("axolotl", "cli", "main.py")

@@ -1,9 +1,23 @@
 """The keys on LLaMA-Factory's TrainingArguments, of the classic path and of V1."""
 
 import dataclasses
+import importlib
 from typing import Any
 
-from neftune_plugins import NoiseConfig, NoiseNotAppliedError, enabled, key, refuse_context_parallel, resolve, unpatched
+from neftune_plugins import (
+    NoiseConfig,
+    NoiseNotAppliedError,
+    enabled,
+    key,
+    keys_in,
+    no_noise_line,
+    refuse_context_parallel,
+    resolve,
+    unpatched,
+)
+
+KEYS = [key(field) for field in dataclasses.fields(NoiseConfig)]
+_ALPHA = KEYS[0]
 
 
 def add_keys(module: Any) -> None:
@@ -12,13 +26,13 @@ def add_keys(module: Any) -> None:
     original = module.TrainingArguments
 
     def check_and_post_init(self: Any) -> None:
-        noisy = enabled() and resolve(vars(self)) is not None
+        noisy = enabled() and _take(self, module.__name__)
         if noisy:
             import transformers.trainer  # noqa: F401  (it is needed soon, and its patch may fail)
 
             problem = unpatched("neftune_llamafactory")
             if problem:
-                raise NoiseNotAppliedError(f"neftune_noise_alpha would have no effect: {problem}")
+                raise NoiseNotAppliedError(f"{_ALPHA} would have no effect: {problem}")
         original.__post_init__(self)
         if noisy:
             check_distribution(self)
@@ -38,6 +52,18 @@ def add_keys(module: Any) -> None:
     )
     patched.__module__, patched.__qualname__ = original.__module__, original.__qualname__
     module.TrainingArguments = patched
+
+
+def _take(args: Any, module: str) -> bool:
+    """Whether the arguments ask for noise. Writes numbers that are given as text as numbers; with an alpha of 0 the
+    keys are left out, so that no hook is put in for them, and a log line says so."""
+    line = no_noise_line(vars(args))
+    ours = keys_in(vars(args))
+    vars(args).update(dict.fromkeys(ours) if line else ours)
+    if line:
+        package = "llamafactory.v1.utils" if ".v1." in module else "llamafactory.extras"
+        importlib.import_module(f"{package}.logging").get_logger("llamafactory.neftune").info_rank0(line)
+    return resolve(vars(args)) is not None
 
 
 def check_distribution(args: Any) -> None:

@@ -8,6 +8,7 @@ def register() -> None:
     # torchrun starts with llamafactory.train.tuner, which is half imported when it comes to torch: no patch for it.
     after_import(
         {
+            "transformers.hf_argparser": "neftune_llamafactory.sources:patch",
             "llamafactory.hparams.training_args": "neftune_llamafactory.classic:patch",
             "llamafactory.v1.config.training_args": "neftune_llamafactory.arguments:add_keys",
             "llamafactory.v1.core.base_trainer": "neftune_llamafactory.v1:patch",

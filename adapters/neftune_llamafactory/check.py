@@ -1,6 +1,5 @@
 """LLaMA-Factory's own validation of a configuration, and whether its modules are patched."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from unittest.mock import patch
@@ -8,7 +7,8 @@ from unittest.mock import patch
 from llamafactory.hparams import get_train_args, training_args
 from omegaconf import OmegaConf
 
-from neftune_plugins import CheckedModel, NoiseConfig, NoiseNotAppliedError, enabled, key, keys_in, resolve, unpatched
+from neftune_llamafactory.arguments import KEYS
+from neftune_plugins import CheckedModel, NoiseNotAppliedError, keys_in, unpatched
 
 # Whether this machine could run it is not the question: bf16 needs a GPU, and DeepSpeed its launcher.
 _ANYWHERE = ["use_cpu=true", "deepspeed=null"]
@@ -17,8 +17,7 @@ _ANYWHERE = ["use_cpu=true", "deepspeed=null"]
 def adapter() -> str:
     """How LLaMA-Factory's modules are patched. Raises NoiseNotAppliedError where they are not."""
     problem = unpatched("neftune_llamafactory")
-    ours = {key(field) for field in dataclasses.fields(NoiseConfig)}
-    if not problem and not ours <= set(training_args.TrainingArguments.__dataclass_fields__):
+    if not problem and not set(KEYS) <= set(training_args.TrainingArguments.__dataclass_fields__):
         problem = "PyTorch has not called the entry points of `torch.backends`; unset TORCH_DEVICE_BACKEND_AUTOLOAD"
     if problem:
         raise NoiseNotAppliedError(f"LLaMA-Factory's modules are not patched: {problem}")
@@ -28,10 +27,9 @@ def adapter() -> str:
 def check(file: Path) -> Sequence[CheckedModel]:
     """As `llamafactory-cli` reads a file, of the classic path or of V1."""
     config = OmegaConf.to_container(OmegaConf.load(file))
-    if enabled():
-        resolve(config)  # LLaMA-Factory knows no remedy for a misspelt key
     v1 = "model_name_or_path" not in config
-    with patch("sys.argv", ["llamafactory-cli", str(file), *([] if v1 else _ANYWHERE)]):
+    bf16 = patch("llamafactory.hparams.parser.is_torch_bf16_gpu_available", lambda: True)
+    with bf16, patch("sys.argv", ["llamafactory-cli", str(file), *([] if v1 else _ANYWHERE)]):
         if v1:
             from llamafactory.v1.config import get_args
 

@@ -12,7 +12,7 @@ from llamafactory.v1.utils.callbacks import TrainerCallback, TrainerState
 from llamafactory.v1.utils.helper import compute_valid_tokens
 
 from neftune_llamafactory.arguments import check_distribution
-from neftune_plugins import Handle, enabled, install, resolve
+from neftune_plugins import Handle, enabled, install, no_noise_line, resolve
 
 _log = logging.get_logger("llamafactory.neftune")
 
@@ -37,7 +37,11 @@ class NEFTuneV1Callback(TrainerCallback):  # type: ignore[misc]
             resolve({}, self._given)  # a bad value is told here, not when the run begins
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, **kwargs: Any) -> None:
-        config = resolve(vars(args), self._given) if enabled() else None
+        if not enabled():
+            return
+        config, line = resolve(vars(args), self._given), no_noise_line(vars(args), self._given)
+        if line:
+            _log.info_rank0(line)
         if config is not None:
             check_distribution(args)
             self._handle = install(

@@ -11,6 +11,7 @@ def register() -> None:
             "ludwig.schema.model_types.base": "neftune_ludwig.schema:check_keys",
             "ludwig.models.llm": "neftune_ludwig.patches:leave_out_native_hook",
             "ludwig.trainers.trainer": "neftune_ludwig.patches:add_callback",
+            "ludwig.trainers.trainer_llm": "neftune_ludwig.patches:stop_without_training",
         }
     )
     after_import({"ludwig.trainers.trainer": "neftune_ludwig.curve:patch"})

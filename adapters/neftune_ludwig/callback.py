@@ -3,20 +3,31 @@
 import contextlib
 import functools
 import logging
-from collections.abc import Iterator
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from ludwig.callbacks import Callback
-from ludwig.models.llm import LLM
 from torch import Tensor
 
-from neftune_ludwig.layout import of_encoder, of_model
+from neftune_ludwig.models import language_models
+from neftune_ludwig.places import NOTHING_IS_TRAINED, refuse_unread, refuse_without_training
 from neftune_ludwig.schema import keys
-from neftune_plugins import Handle, NoiseNotAppliedError, curve, enabled, install, resolve
+from neftune_ludwig.updates import Updates
+from neftune_plugins import (
+    Handle,
+    NoiseConfig,
+    NoiseConfigError,
+    NoiseNotAppliedError,
+    curve,
+    enabled,
+    install,
+    no_noise_line,
+    resolve,
+)
 
 _log = logging.getLogger("ludwig.neftune")  # Ludwig shows what its own loggers are told
-_STEP = "neftune_step"
 
 
 class NEFTuneCallback(Callback):  # type: ignore[misc]
@@ -36,82 +47,114 @@ class NEFTuneCallback(Callback):  # type: ignore[misc]
     def __init__(self, alpha: float | None = None, **others: Any) -> None:
         self._given = {"alpha": alpha, **others}
         self._handles: dict[str, Handle] = {}
-        self._has_stepped = False
+        self._updates: Updates | None = None
+        self._logged: int | None = None  # updates, by the last metrics
+        self._failure: NoiseNotAppliedError | None = None
+        self._handled: BaseException | None = None
         self._undo = contextlib.ExitStack()
         if alpha is not None and enabled():
             resolve({}, self._given)  # a bad value is told here, not when the run begins
 
-    def on_trainer_train_setup(self, trainer: Any, save_path: str, is_coordinator: bool, **kwargs: Any) -> None:
+    def on_train_init(self, base_config: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+        """Before Ludwig makes the model."""
+        if enabled() and self._given["alpha"] is not None:
+            try:
+                given = {"neftune_noise_alpha": self._given["alpha"]}
+                refuse_without_training({**base_config, "model_parameters": given})
+            except NoiseConfigError as error:
+                raise NoiseNotAppliedError(f"NEFTuneCallback: {error}") from None
+
+    def on_trainer_train_setup(
+        self, trainer: Any, save_path: str, is_coordinator: bool, *, online: bool = False, **kwargs: Any
+    ) -> None:
         if not enabled():
             return
-        for name, owner, parameters in language_models(trainer.model):
-            config = resolve(keys(parameters), self._given)
-            if config is None:
-                continue
-            reader = of_model(owner.tokenizer) if isinstance(owner, LLM) else of_encoder(owner.config.pad_idx)
-            handle = install(owner.model, config, seed=trainer.random_seed, layout_reader=reader)
-            self._handles[name] = handle
-            self._undo.callback(handle.remove)
-            if is_coordinator:
-                _log.info(str(handle))
+        self._failure, self._handled = None, sys.exception()
+        self._install(trainer, is_coordinator, online)
         if self._handles:
             # Where this package's patches are not in place, Ludwig has put its own hook in.
             trainer.model._deactivate_forward_hooks()
             trainer.model._forward_hook_handles.clear()
             self._follow(trainer)
             self._log(trainer)
-        elif any(value is not None for value in self._given.values()):
-            raise NoiseNotAppliedError(
-                f"NEFTuneCallback: {type(trainer.model).__name__} has no language model (model_type llm, or a text "
-                "encoder of type llm)"
-            )
 
     def on_trainer_train_teardown(
         self, trainer: Any, progress_tracker: Any, save_path: str, is_coordinator: bool, **kwargs: Any
     ) -> None:
+        # Ludwig tells of the end from a `finally`, and has the model yet to save.
+        if sys.exception() is self._handled and self._updates is not None and not self._updates.nothing_left():
+            try:
+                for handle in self._handles.values():
+                    handle.end()
+            except NoiseNotAppliedError as error:
+                self._failure = error
         self.remove()
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Raise NoiseNotAppliedError if the training that ended went on without noise. Does nothing the second time."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
     def remove(self) -> None:
         """Take the noise out of the model, if it is in."""
         self._undo.close()
         self._handles.clear()
+        self._updates = None
+
+    def _install(self, trainer: Any, is_coordinator: bool, online: bool) -> None:
+        refuse_unread_in(trainer.model)
+        wanted = any(value is not None for value in self._given.values())
+        for name, model in language_models(trainer.model).items():
+            config = resolve(keys(model.parameters), self._given)
+            if config is None:
+                line = no_noise_line(keys(model.parameters), self._given)
+                wanted = wanted and not line
+                if line and is_coordinator:
+                    _log.info(line)
+                continue
+            _refuse(trainer, config, online)
+            handle = install(model.owner.model, config, seed=trainer.random_seed, layout_reader=model.layout())
+            self._handles[name] = handle
+            self._undo.callback(handle.remove)
+            if is_coordinator:
+                _log.info(str(handle))
+        if wanted and not self._handles:
+            raise NoiseNotAppliedError(
+                f"NEFTuneCallback: {type(trainer.model).__name__} has no language model (model_type llm, or a text "
+                "encoder of type llm)"
+            )
 
     def _follow(self, trainer: Any) -> None:
-        """Count the optimiser's steps. Ludwig's own steps are batches, however many make an update. The count stands in
-        the optimiser's state, so that Ludwig saves it and a resumed run goes on with it."""
-        optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+        """Have each batch under the noise of the update that it is for."""
+        updates = self._updates = Updates(trainer)
+        self._undo.callback(updates.follow(self._wrap).remove)
         train_step = trainer.train_step
-        begun = False
+        self._logged = None
 
         def show() -> None:
-            step = optimizer.param_groups[0].setdefault(_STEP, 0)
             for handle in self._handles.values():
-                if handle.step != step:
-                    handle.step = step
-
-        def advance(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-            optimizer.param_groups[0][_STEP] += 1
-            self._has_stepped = True
+                handle.steps = updates.in_all()
+                if handle.step != updates.made:
+                    handle.step = updates.made
 
         @functools.wraps(train_step)
         def follow_train_step(inputs: Any, targets: Any, *args: Any, **kwargs: Any) -> Any:
-            # Only now has every rank loaded the state of a resumed run, and knows how long the run will be.
-            nonlocal begun
-            if not begun:
-                begun = True
-                for handle in self._handles.values():
-                    handle.steps = optimizer_steps(trainer)
-                show()
+            show()  # at the first batch every rank has loaded the state of a resumed run
+            self._logged = updates.made if self._logged is None else self._logged
             result = self._beside_clean_losses(
                 functools.partial(train_step, inputs, targets, *args, **kwargs),
                 functools.partial(_loss, trainer, inputs, targets),
                 lambda result: result[0] * trainer.gradient_accumulation_steps,
             )
+            updates.batch_done()
             show()
             return result
 
         self._wrap(trainer, "train_step", follow_train_step)
-        self._undo.callback(optimizer.register_step_post_hook(advance).remove)
 
     def _beside_clean_losses(self, train_step: Any, without_noise: Any, loss: Any) -> Any:
         for handle in self._handles.values():
@@ -125,8 +168,8 @@ class NEFTuneCallback(Callback):  # type: ignore[misc]
         write_step_summary = trainer.write_step_summary
 
         def write_with_metrics(train_summary_writer: Any, *args: Any, step: int, **kwargs: Any) -> None:
-            if train_summary_writer is not None and self._has_stepped:
-                self._has_stepped = False
+            if train_summary_writer is not None and self._updates is not None and self._updates.made != self._logged:
+                self._logged = self._updates.made
                 for name, handle in self._handles.items():
                     metrics = handle.metrics()
                     if curve.wanted():
@@ -160,26 +203,25 @@ def _loss(trainer: Any, inputs: Any, targets: Any) -> Tensor:
     return loss
 
 
-def optimizer_steps(trainer: Any) -> int | None:
-    """How many updates a trainer that has begun makes in all, by the numbers that it gives its learning-rate scheduler;
-    None in online training, where there are none. It counts batches, begins to accumulate anew in each epoch, and makes
-    an update before it saves a checkpoint."""
-    accumulated, checkpoint = trainer.gradient_accumulation_steps, trainer.scheduler.step_info.steps_per_checkpoint
-    updates = sum(
-        (batch % trainer.steps_per_epoch + 1) % accumulated == 0 or (batch + 1) % checkpoint == 0
-        for batch in range(trainer.total_steps)
-    )
-    return updates or None
+def refuse_unread_in(model: Any) -> None:
+    """Raise NoiseNotAppliedError for a key in the configuration of a model that nothing reads."""
+    try:
+        refuse_unread(model.config_obj.to_dict())
+    except NoiseConfigError as error:
+        raise NoiseNotAppliedError(str(error)) from None
 
 
-def language_models(model: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Ludwig's modules around a transformers model (`.model`, `.tokenizer`), each with the name of its feature and its
-    `model_parameters`."""
-    features = model.config_obj.input_features
-    if isinstance(model, LLM):
-        yield features[0].name, model, model.config_obj.model_parameters
-        return
-    for feature in features:
-        if feature.encoder.type == "llm" and not feature.tied:  # a tied feature has the encoder of another
-            owner = model.input_features.get(feature.name).encoder_obj
-            yield feature.name, owner, feature.encoder.model_parameters
+def _refuse(trainer: Any, config: NoiseConfig, online: bool) -> None:
+    """Raise for what a trainer cannot do."""
+    if not hasattr(trainer, "train_step"):
+        raise NoiseNotAppliedError(f"neftune_noise_alpha: {config.alpha:g} has no effect: {NOTHING_IS_TRAINED}")
+    if online and config.schedule != "constant":
+        raise NoiseConfigError(
+            f"neftune_noise_schedule: {config.schedule!r} ends with the training, and train_online() has no end; set "
+            "neftune_noise_schedule: constant in the model_parameters, or train with LudwigModel.train()"
+        )
+    if config.clean_loss_steps is not None and isinstance(trainer.optimizer, torch.optim.LBFGS):
+        raise NoiseConfigError(
+            f"neftune_clean_loss_steps: {config.clean_loss_steps} is not supported with optimizer.type lbfgs, which "
+            "computes the loss of a batch many times in one update; leave the key out, or use another optimizer"
+        )

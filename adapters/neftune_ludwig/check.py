@@ -12,6 +12,7 @@ from ludwig.utils.data_utils import load_yaml
 from ludwig.utils.defaults import default_random_seed
 from transformers import AutoConfig, LlamaConfig
 
+from neftune_ludwig.places import is_searched, owners
 from neftune_ludwig.schema import KEYS, keys, stop_if_unpatched
 from neftune_plugins import CheckedModel, NoiseConfigError, NoiseNotAppliedError
 
@@ -49,13 +50,12 @@ def check(file: Path) -> Sequence[CheckedModel]:
 
 
 def _models(config: Any) -> Iterator[CheckedModel]:
-    place = "model_parameters"
-    seed = {"seed": default_random_seed, "seed_place": ()}  # --random_seed of its command line, no key
-    if config.model_type == "llm":
-        yield CheckedModel((place,), keys(config.model_parameters), config.base_model, native=True, **seed)
-        return
-    for number, feature in enumerate(config.input_features):
-        encoder = feature.encoder
-        if encoder.type == "llm" and not feature.tied:  # a tied feature has the encoder of another
-            owner = ("input_features", number, "encoder", place)
-            yield CheckedModel(owner, keys(encoder.model_parameters), encoder.base_model, native=False, **seed)
+    searched = is_searched(config.to_dict())
+    for place in owners(config.to_dict()):
+        owner = config if len(place) == 1 else config.input_features[place[1]].encoder
+        found = keys(owner.model_parameters)
+        if searched and KEYS["alpha"] not in found:
+            found = {}  # each trial of hyperopt has its own
+        # The seed is --random_seed of the command line, no key.
+        native = config.model_type == "llm"
+        yield CheckedModel(place, found, owner.base_model, native, seed=default_random_seed, seed_place=())

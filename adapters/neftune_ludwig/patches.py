@@ -1,11 +1,14 @@
 """The patches that put the callback into every trainer whose configuration asks for noise. Nothing of Ludwig is
 imported here: a patch runs in the midst of its imports."""
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
+from neftune_ludwig.places import NOTHING_IS_TRAINED, mappings
 from neftune_ludwig.schema import keys, stop_if_unpatched
-from neftune_plugins import enabled
+from neftune_plugins import NEFTuneError, NoiseNotAppliedError, enabled, keys_in, resolve
 
 
 def leave_out_native_hook(module: Any) -> None:
@@ -14,7 +17,7 @@ def leave_out_native_hook(module: Any) -> None:
 
     @functools.wraps(activate)
     def activate_unless_ours(self: Any) -> None:
-        if enabled() and keys(self.config_obj.model_parameters):
+        if enabled() and resolve(keys(self.config_obj.model_parameters)) is not None:
             stop_if_unpatched()
         else:
             activate(self)
@@ -30,35 +33,72 @@ def add_callback(module: Any) -> None:
 
     @functools.wraps(init)
     def init_with_callback(self: Any, *args: Any, **kwargs: Any) -> None:
-        from neftune_ludwig.callback import NEFTuneCallback, language_models
+        from neftune_ludwig.callback import NEFTuneCallback
 
         init(self, *args, **kwargs)
-        wanted = any(keys(parameters) for *_, parameters in language_models(self.model))
-        if enabled() and wanted and not _ours(self):
+        if enabled() and _has_keys(self.model) and not _ours(self):
             self.callbacks = [*self.callbacks, NEFTuneCallback()]
 
     @functools.wraps(train)
-    def train_and_remove(self: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
+    def train_and_end(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with _our_callbacks(self):
             return train(self, *args, **kwargs)
-        finally:
-            for callback in _ours(self):
-                callback.remove()
 
     @functools.wraps(train_online)
     def train_online_with_callback(self: Any, *args: Any, **kwargs: Any) -> Any:
-        """It tells no callback that it begins or ends."""
-        try:
-            for callback in _ours(self):
-                callback.on_trainer_train_setup(self, "", self.is_coordinator())
-            return train_online(self, *args, **kwargs)
-        finally:
-            for callback in _ours(self):
-                callback.remove()
+        """Ludwig calls no callback when it begins or ends."""
+        with _our_callbacks(self) as callbacks:
+            for callback in callbacks:
+                callback.on_trainer_train_setup(self, "", self.is_coordinator(), online=True)
+            result = train_online(self, *args, **kwargs)
+            for callback in callbacks:
+                callback.on_trainer_train_teardown(self, None, "", self.is_coordinator())
+            return result
 
     trainer.__init__ = init_with_callback
-    trainer.train = train_and_remove
+    trainer.train = train_and_end
     trainer.train_online = train_online_with_callback
+
+
+def stop_without_training(module: Any) -> None:
+    """Patch `ludwig.trainers.trainer_llm`: the trainer that trains nothing says so where the keys ask for noise. New
+    configurations are refused before; this one may be that of a saved model."""
+    trainer = module.InferenceOnlyTrainer
+
+    def refusing(train: Any) -> Any:
+        @functools.wraps(train)
+        def refuse(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if enabled() and resolve(keys(self.model.config_obj.model_parameters)) is not None:
+                raise NoiseNotAppliedError(f"neftune_noise_alpha has no effect: {NOTHING_IS_TRAINED}")
+            return train(self, *args, **kwargs)
+
+        return refuse
+
+    trainer.train = refusing(trainer.train)
+    trainer.train_online = refusing(trainer.train_online)
+
+
+@contextlib.contextmanager
+def _our_callbacks(trainer: Any) -> Iterator[list[Any]]:
+    """The callbacks for a training: however it ends, the noise is out of the model, and our errors come out."""
+    callbacks = _ours(trainer)
+    try:
+        yield callbacks
+        for callback in callbacks:
+            callback.end()
+    except UnboundLocalError as error:
+        # Ludwig's `finally` fails in its turn where the first epoch raised.
+        if isinstance(error.__context__, NEFTuneError):
+            raise error.__context__ from None
+        raise
+    finally:
+        for callback in callbacks:
+            callback.remove()
+
+
+def _has_keys(model: Any) -> bool:
+    """Whether our keys are anywhere in the configuration of a model, read or not."""
+    return any(map(keys_in, mappings(model.config_obj.to_dict())))
 
 
 def _ours(trainer: Any) -> list[Any]:

@@ -2,32 +2,32 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Mapping
 from typing import Any, get_args
 
 from pydantic import Field
 
+from neftune_ludwig.places import mappings, refuse_unread, refuse_without_training, refuse_wrong_values
 from neftune_plugins import (
     NoiseConfig,
     NoiseConfigError,
     NoiseNotAppliedError,
     enabled,
-    is_like_ours,
     key,
-    resolve,
+    keys_in,
     unpatched,
 )
 
 KEYS = {field.name: key(field) for field in dataclasses.fields(NoiseConfig)}
-_PLACE = "model_parameters"
 
 
 def keys(model_parameters: Any) -> dict[str, Any]:
     """Those of ours that are set in the `model_parameters` of Ludwig's configuration object."""
     values = {name: getattr(model_parameters, name, None) for name in KEYS.values()}
-    if values[KEYS["alpha"]] == 0:  # the default where Ludwig's schema is not patched
-        del values[KEYS["alpha"]]
-    return {name: value for name, value in values.items() if value is not None}
+    if not hasattr(model_parameters, KEYS["type"]) and values[KEYS["alpha"]] == 0:
+        return {}  # the default where Ludwig's schema is not patched
+    return keys_in(values)
 
 
 def add_keys(module: Any) -> None:
@@ -75,7 +75,7 @@ def check_keys(module: Any) -> None:
 
     @functools.wraps(check_schema)
     def checked(config: dict[str, Any]) -> None:
-        if enabled():
+        if enabled() and not _loads_a_model():
             check(config)
         check_schema(config)
 
@@ -83,25 +83,35 @@ def check_keys(module: Any) -> None:
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Raises Ludwig's ConfigValidationError for a wrong value of ours, a misspelt key, and a key in a wrong place."""
+    """Check the keys in a configuration that Ludwig is about to read, and write numbers that are given as text as
+    numbers.
+
+    Raises Ludwig's ConfigValidationError for a wrong value, for a key that nothing reads, and for keys where nothing
+    is trained.
+    """
     from ludwig.error import ConfigValidationError
 
-    right = {id(parameters) for parameters in _right_places(config)}
-    # What is searched for by Ludwig's hyperopt is checked when it is tried.
-    searched = {name: value for name, value in config.items() if name != "hyperopt"}
     try:
-        for place, mapping in _mappings(searched, ""):
-            if id(mapping) in right:
-                if resolve(mapping) is not None:
-                    stop_if_unpatched()
-                continue
-            for name in filter(is_like_ours, mapping):
-                raise NoiseConfigError(
-                    f"{name}: {mapping[name]!r} at {place or 'the top level'} has no effect there; set it in "
-                    f"{_PLACE}, of the model where model_type is llm, or of a text encoder of type llm"
-                )
+        refuse_unread(config)
+        wanted = refuse_wrong_values(config)
+        refuse_without_training(config)
     except NoiseConfigError as error:
         raise ConfigValidationError(f"Failed to validate neftune_noise_* keys. Error: {error}") from error
+    if wanted:
+        stop_if_unpatched()
+    for found in mappings(config):
+        if isinstance(found, dict):
+            found.update(keys_in(found))
+
+
+def _loads_a_model() -> bool:
+    """Whether `LudwigModel.load` reads the configuration. What a saved model says is for its training to check: it can
+    make predictions without any noise. (A patch of `load` would come too late where `ludwig.api` imports torch.)"""
+    frame = sys._getframe()
+    while frame := frame.f_back:  # type: ignore[assignment]
+        if frame.f_code.co_name == "load" and frame.f_globals.get("__name__") == "ludwig.api":
+            return True
+    return False
 
 
 def stop_if_unpatched() -> None:
@@ -109,24 +119,3 @@ def stop_if_unpatched() -> None:
     problem = unpatched("neftune_ludwig")
     if problem:
         raise NoiseNotAppliedError(f"neftune_noise_alpha would have no effect: {problem}")
-
-
-def _right_places(config: Mapping[str, Any]) -> Iterator[Any]:
-    if config.get("model_type") == "llm":
-        yield config.get(_PLACE)
-    features = [*(config.get("input_features") or ()), *(config.get("defaults") or {}).values()]
-    for feature in features:
-        encoder = feature.get("encoder") if isinstance(feature, Mapping) else None
-        if isinstance(encoder, Mapping) and encoder.get("type") == "llm":
-            yield encoder.get(_PLACE)
-
-
-def _mappings(value: Any, place: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """All mappings in a configuration, with where they are."""
-    if isinstance(value, Mapping):
-        yield place, value
-        children: Any = value.items()
-    else:
-        children = enumerate(value) if isinstance(value, list | tuple) else ()
-    for name, child in children:
-        yield from _mappings(child, f"{place}.{name}" if place else str(name))

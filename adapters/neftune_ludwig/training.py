@@ -1,10 +1,9 @@
 """Ludwig's own training command."""
 
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from neftune_ludwig.places import owners
 from neftune_plugins import TrainingCommand
 
 
@@ -17,17 +16,6 @@ def arguments(config: Path, folder: Path) -> list[str]:
 def trained_model(folder: Path) -> Path:
     """Where the trained model is, under the output directory."""
     return folder / "experiment_run" / "model" / "model_weights"
-
-
-def owners(config: Mapping[str, Any]) -> Sequence[tuple[str | int, ...]]:
-    """The parameters of the language model, or of each text encoder that is one."""
-    if config.get("model_type") == "llm":
-        return [("model_parameters",)]
-    return [
-        ("input_features", number, "encoder", "model_parameters")
-        for number, feature in enumerate(config["input_features"])
-        if feature.get("encoder", {}).get("type") == "llm"
-    ]
 
 
 TRAINING = TrainingCommand(

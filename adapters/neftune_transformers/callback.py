@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils.logging import get_logger
 
-from neftune_plugins import Handle, NoiseConfig, enabled, install, refuse_context_parallel, resolve
+from neftune_plugins import Handle, NoiseConfig, enabled, install, no_noise_line, refuse_context_parallel, resolve
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -55,6 +55,9 @@ class NEFTuneCallback(TrainerCallback):
     ) -> None:
         config = self.config(args) if enabled() else None
         if config is None:
+            line = no_noise_line(vars(args), self._given) if enabled() else ""
+            if line and state.is_world_process_zero:
+                self.logger.info(line)
             return
         processing_class = kwargs.get("processing_class")
         tokenizer = getattr(processing_class, "tokenizer", processing_class)

@@ -4,7 +4,7 @@ configurations; it must not know how noise gets into a model."""
 from neftune_plugins.plugins.framework import CheckedModel, DemoOptions, Framework, TrainingCommand
 from neftune_plugins.plugins.hookspecs import InstalledNoise, hookimpl
 from neftune_plugins.plugins.manager import frameworks, layout_readers, noise_types, plugin_manager, providers
-from neftune_plugins.plugins.resolve import check_type, resolve
+from neftune_plugins.plugins.resolve import check_type, no_noise_line, resolve
 
 __all__ = [
     "CheckedModel",
@@ -16,6 +16,7 @@ __all__ = [
     "frameworks",
     "hookimpl",
     "layout_readers",
+    "no_noise_line",
     "noise_types",
     "plugin_manager",
     "providers",

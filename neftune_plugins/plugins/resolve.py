@@ -4,9 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from neftune_plugins.config import NoiseConfig, key, unknown_choice
+from neftune_plugins.config import NoiseConfig, from_command_line, key, keys_in, read, unknown_choice
 from neftune_plugins.errors import NoiseConfigError
 from neftune_plugins.plugins.manager import noise_types
+
+_FIELDS = {field.name: key(field) for field in dataclasses.fields(NoiseConfig)}
 
 
 def resolve(keys: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> NoiseConfig | None:
@@ -16,25 +18,19 @@ def resolve(keys: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> 
     5
 
     given: values by the names of the fields of NoiseConfig.
-    Returns None if neither asks for noise. Raises NoiseConfigError like `NoiseConfig.from_keys`, if the two disagree,
-    and for a noise type that no plugin provides. Raises TypeError for a name that is not a field.
+    Returns None if neither asks for noise, or if alpha is 0. Raises NoiseConfigError like `NoiseConfig.from_keys`, if the
+    two disagree, and for a noise type that no plugin provides. Raises TypeError for a name that is not a field.
     """
-    given = {} if given is None else given
-    fields = {field.name: key(field) for field in dataclasses.fields(NoiseConfig)}
-    for name, value in given.items():
-        if name not in fields:
-            raise TypeError(f"NEFTuneCallback has no argument {name!r}; it has {', '.join(fields)}")
-        found = keys.get(fields[name])
-        if found is not None and value is not None and found != value:
-            raise NoiseConfigError(
-                f"{fields[name]}: {found!r} in the configuration, but {value!r} in NEFTuneCallback; give it in one "
-                "place"
-            )
-    explicit = {fields[name]: value for name, value in given.items() if value is not None}
-    config = NoiseConfig.from_keys({**keys, **explicit})
-    if config is not None:
-        check_type(config)
-    return config
+    config, is_on = _read(keys, given or {})
+    return config if is_on else None
+
+
+def no_noise_line(keys: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> str:
+    """What a run logs in which an alpha of 0 asks for no noise; empty for all others. Raises as `resolve`."""
+    config, is_on = _read(keys, given or {})
+    if config is None or is_on:
+        return ""
+    return "neftune_noise_alpha: 0 asks for no noise: the embeddings are left as they are"
 
 
 def check_type(config: NoiseConfig) -> None:
@@ -42,3 +38,31 @@ def check_type(config: NoiseConfig) -> None:
     choices = tuple(noise_types())
     if config.type not in choices:
         raise unknown_choice("type", config.type, choices)
+
+
+def _read(keys: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[NoiseConfig | None, bool]:
+    for name in given:
+        if name not in _FIELDS:
+            raise TypeError(f"NEFTuneCallback has no argument {name!r}; it has {', '.join(_FIELDS)}")
+    explicit = {_FIELDS[name]: value for name, value in given.items() if value is not None}
+    in_keys, in_callback = keys_in(keys), keys_in(explicit)
+    for name, value in in_callback.items():
+        if in_keys.get(name, value) != value:
+            raise NoiseConfigError(
+                f"{name}: {in_keys[name]!r} in the configuration, but {value!r} in NEFTuneCallback; give it in one "
+                "place"
+            )
+    try:
+        config, is_on = read({**keys, **explicit})
+        if config is not None:
+            check_type(config)
+    except NoiseConfigError as error:
+        raise NoiseConfigError(f"{error}{_origin(str(error).partition(':')[0], explicit)}") from None
+    return config, is_on
+
+
+def _origin(name: str, explicit: Mapping[str, Any]) -> str:
+    """Where a wrong value is from, unless that is the configuration file, or not known."""
+    if name in explicit:
+        return " (given to NEFTuneCallback)"
+    return " (from the command line)" if from_command_line(name) else ""

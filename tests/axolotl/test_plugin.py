@@ -4,23 +4,29 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 import yaml
+from axolotl.integrations.base import BasePlugin
+from pydantic import BaseModel
 
+from neftune_plugins import NoiseNotAppliedError
+from neftune_plugins.config import looks_like_ours
 from tests.axolotl.configs import base_config
 from tests.axolotl.driver import NEEDS_PLUGINS_KEY, OUR_PLUGIN, make_driver, with_plugin, without_entry_point
 from tests.axolotl.runs import SCRIPTS, WARM, axolotl_cli, axolotl_torchrun, run_axolotl
 from tests.support import specification
-from tests.support.bad_values import BAD_KEYS
+from tests.support.bad_values import BAD_KEYS, MISPLACED
 from tests.support.demo import check_demo
 from tests.support.probe import per_example, ratio
 from tests.support.recorder import Run
 
 ROOT = Path(__file__).parents[2]
 KEYS = {"neftune_noise_alpha": 5}
-OURS = ["neftune_plugins.model.install._EmbeddingHook"]
+OURS = ["neftune_plugins.model.hooks.EmbeddingHook"]
+ZERO = "neftune_noise_alpha: 0 asks for no noise"
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +67,172 @@ def test_switched_off_axolotl_is_as_it_comes(driver, tmp_path, monkeypatch):
     assert run.weights == stock.weights
 
 
-@pytest.mark.skipif(NEEDS_PLUGINS_KEY, reason="this release has no entry points, and needs the plugins key")
-def test_found_twice_it_is_one_plugin(driver, tmp_path):
-    run = run_axolotl(base_config(driver.model, "sft") | KEYS | {"plugins": [OUR_PLUGIN]}, tmp_path)
-    assert len(neftune_hooks(run)) == 1
+@pytest.mark.parametrize(
+    "plugins",
+    [[OUR_PLUGIN], ["neftune_axolotl.plugin.NEFTunePlugin"], [OUR_PLUGIN, "neftune_axolotl.plugin.NEFTunePlugin"]],
+    ids=str,
+)
+def test_found_twice_it_is_one_plugin(driver, plugins, tmp_path):
+    run = run_axolotl(base_config(driver.model, "sft") | KEYS | {"plugins": plugins}, tmp_path)
+    assert neftune_hooks(run) == OURS
 
 
 def test_null_is_off(driver, tmp_path):
     run = run_axolotl(with_plugin(base_config(driver.model, "sft") | {"neftune_noise_alpha": None}), tmp_path)
     assert neftune_hooks(run) == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "keys"),
+    [
+        ("sft", {"neftune_noise_alpha": 0}),
+        ("sft", {"noisy_embedding_alpha": 0.0, "neftune_noise_type": "gaussian"}),
+        ("dpo", {"neftune_noise_alpha": "0", "neftune_metrics": False}),
+    ],
+    ids=str,
+)
+def test_zero_is_the_run_without_noise(driver, mode, keys, tmp_path):
+    run = run_axolotl(with_plugin(base_config(driver.model, mode) | keys), tmp_path / "zero")
+    clean = run_axolotl(with_plugin(base_config(driver.model, mode)), tmp_path / "clean")
+    assert not any(call.noise.any() for call in run.calls)
+    assert [hook for step in run.steps for hook in step["hooks"] if "neftune" in hook] == []
+    assert run.weights == clean.weights is not None
+    assert ZERO in run.output
+    assert ZERO not in clean.output
+
+
+@pytest.mark.parametrize("written", ["1e1", "10"])
+def test_a_number_that_yaml_reads_as_text_is_a_number(driver, written, tmp_path):
+    config = with_plugin(base_config(driver.model, "sft") | {"neftune_noise_alpha": written, "max_steps": 2})
+    run = run_axolotl(config, tmp_path)
+    examples = [example for call in run.calls for example in per_example(call, driver.pad_id)]
+    assert examples and all(abs(ratio(example, 10) - 1) < 0.05 for example in examples)
+
+
+@pytest.mark.parametrize(
+    ("options", "alpha"),
+    [(["--neftune-noise-alpha", "7.5"], 7.5), (["--neftune-noise-alpha=0"], 0)],
+    ids=str,
+)
+def test_a_number_on_the_command_line_over_an_integer_in_the_file(driver, options, alpha, tmp_path):
+    config = with_plugin(base_config(driver.model, "sft") | KEYS | {"max_steps": 2})
+    run = axolotl_cli(config, tmp_path, *options)
+    assert run.returncode == 0, run.output
+    assert run.output.count(ZERO) == (alpha == 0)
+    examples = [example for call in run.calls for example in per_example(call, driver.pad_id)]
+    assert examples
+    assert all((abs(ratio(example, alpha) - 1) < 0.05) if alpha else not example.noise.any() for example in examples)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--neftune-noise-alhpa", "5"], "--neftune-noise-alhpa: there is no such option (value 5); did you mean"),
+        (["--neftune-noise-type", "gaussian"], "this command line has no such option (value gaussian); write"),
+        (["--trl.neftune-noise-alpha", "5"], "--trl.neftune-noise-alpha: 5 has no effect there; write"),
+        (["--neftune_noise_alpha", "5"], "this command line has no such option (value 5); write --neftune-noise-alpha"),
+        (["neftune_noise_alpha=5"], "neftune_noise_alpha=5 is not read; write --neftune-noise-alpha 5"),
+        (["--", "--neftune-noise-alpha", "5"], "--neftune-noise-alpha: behind -- it is not read"),
+        (["--neftune-noise-alpha", "abc"], "'abc' must be a number, such as 5; it is text (from the command line)"),
+    ],
+    ids=str,
+)
+def test_options_that_axolotl_drops_stop_the_run(driver, options, message, tmp_path):
+    run = axolotl_cli(with_plugin(base_config(driver.model, "sft")), tmp_path, *options)
+    assert run.returncode != 0
+    assert message in run.output
+    assert run.calls == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        *MISPLACED,
+        ({"datasets": [{"path": "x", "neftune_noise_alpha": 5}]}, "datasets.0.neftune_noise_alpha: 5 has no effect"),
+        ({"deepspeed": {"neftune": 5}}, "deepspeed.neftune: 5 has no effect there"),
+    ],
+    ids=[str(keys)[:60] for keys, _ in MISPLACED] + ["datasets", "deepspeed"],
+)
+def test_misplaced_keys_stop_the_run_before_the_model_loads(driver, keys, message, tmp_path):
+    with driver.loads_model() as loaded, pytest.raises(ValueError, match=re.escape(message)):
+        driver.train("sft", keys, folder=tmp_path)
+    assert loaded == []
+
+
+def test_the_older_and_the_present_name_together_are_an_error(driver, tmp_path):
+    keys = {"noisy_embedding_alpha": 5, "neftune_noise_alpha": 0}
+    with pytest.raises(ValueError, match="both are set: leave noisy_embedding_alpha out"):
+        driver.train("sft", keys, folder=tmp_path)
+
+
+def test_no_key_of_axolotl_looks_like_ours():
+    from axolotl.utils.schemas.config import AxolotlConfigWCapabilities
+
+    names = [name for model in with_parts(AxolotlConfigWCapabilities) for name in model.model_fields]
+    assert len(names) > 300
+    assert set(filter(looks_like_ours, names)) == {"neftune_noise_alpha", "noisy_embedding_alpha"}
+
+
+def with_parts(model):
+    """The pydantic models in a pydantic model, itself first."""
+    found = [model]
+    for one in found:
+        annotations = [field.annotation for field in one.model_fields.values()]
+        while annotations:
+            annotation = annotations.pop()
+            annotations += get_args(annotation)
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel) and annotation not in found:
+                found.append(annotation)
+    return found
+
+
+class _Silent(BasePlugin):
+    """Other plugins, and trainers, that keep ours from working."""
+
+    def add_callbacks_post_trainer(self, cfg, trainer):
+        if self.drops == "callback":
+            callbacks = trainer.callback_handler.callbacks
+            callbacks[:] = [callback for callback in callbacks if "NEFTune" not in type(callback).__mro__[1].__name__]
+        if self.drops == "events":
+            trainer.train = lambda resume_from_checkpoint=None: None
+        return []
+
+    def pre_model_load(self, cfg):
+        if self.drops == "key":
+            cfg.neftune_noise_alpha = None
+
+
+@pytest.mark.parametrize(
+    ("drops", "message"),
+    [
+        ("key", "is set, but is gone from the configuration after Axolotl's validation"),
+        ("callback", "would have no effect: AxolotlTrainer leaves out the callbacks that it is given"),
+        ("events", "the trainer did not tell its callbacks when it began"),
+    ],
+)
+def test_keys_that_are_lost_on_their_way_stop_the_run(driver, drops, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(_Silent, "drops", drops, raising=False)
+    monkeypatch.setattr("tests.axolotl.probe_plugin.Silent", _Silent, raising=False)
+    config = with_plugin(base_config(driver.model, "sft") | KEYS)
+    config["plugins"] = [*config.get("plugins", []), "tests.axolotl.probe_plugin.Silent"]
+    with pytest.raises(NoiseNotAppliedError, match=message):
+        run_axolotl(config, tmp_path)
+
+
+EXTRA = {
+    "ipo": ("dpo", {"rl": "ipo"}),
+    "simpo": ("dpo", {"rl": "simpo", "rl_beta": 0.1, "simpo_gamma": 0.5, "cpo_alpha": 1.0}),
+    "reward": ("dpo", {"rl": None, "reward_model": True, "model_type": "AutoModelForSequenceClassification"}),
+    "pretraining": ("sft", {"pretraining_dataset": None}),
+}
+
+
+@pytest.mark.parametrize("name", ["ipo", "simpo"])
+def test_every_trainer_has_the_noise_or_the_run_stops(driver, name, tmp_path):
+    mode, changes = EXTRA[name]
+    run = run_axolotl(with_plugin(base_config(driver.model, mode) | KEYS | {"max_steps": 2} | changes), tmp_path)
+    assert neftune_hooks(run) == OURS
+    assert any(call.noise.any() for call in run.calls)
 
 
 def test_axolotls_older_name_of_the_key_is_taken_over_too(driver, tmp_path):
@@ -78,7 +241,7 @@ def test_axolotls_older_name_of_the_key_is_taken_over_too(driver, tmp_path):
     assert neftune_hooks(run) == OURS
 
 
-@pytest.mark.parametrize("value", [float("nan"), True, "5", -1])
+@pytest.mark.parametrize("value", [float("nan"), True, "five", -1])
 def test_the_older_name_is_checked_too(driver, value, tmp_path):
     with driver.loads_model() as loaded, pytest.raises(ValueError, match=r"neftune_noise_alpha: .* must be"):
         driver.train("sft", {"noisy_embedding_alpha": value}, folder=tmp_path)
@@ -105,7 +268,8 @@ def test_misspelt_keys_stop_the_run_before_the_model_loads(driver, keys, message
     ids=str,
 )
 def test_sequences_cut_over_processes_are_refused_before_the_model_loads(driver, keys, tmp_path):
-    message = r"(context_parallel[_.]size|sequence_parallel_degree): 2 cannot be combined with neftune_noise_alpha"
+    [name] = keys
+    message = rf"\b{name}(.size)?: 2 cannot be combined with neftune_noise_alpha"
     with driver.loads_model() as loaded, pytest.raises(ValueError, match=message):
         driver.train("sft", KEYS | keys, folder=tmp_path)
     assert loaded == []

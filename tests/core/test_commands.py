@@ -211,7 +211,7 @@ RIGHT = {
 }
 # Each with the exit status, the line and the message.
 WRONG = {
-    "zero": (CONFIG.replace("alpha: 5", "alpha: 0"), 1, 5, "neftune_noise_alpha: 0 must be finite and above 0"),
+    "negative": (CONFIG.replace("alpha: 5", "alpha: -1"), 1, 5, "neftune_noise_alpha: -1 must be finite and above 0"),
     "value": (CONFIG.replace("gaussian", "gausian"), 1, 6, "did you mean gaussian?"),
     "key": (CONFIG.replace("type", "tipe"), 1, 6, "did you mean neftune_noise_type?"),
     "theirs": (CONFIG.replace(": m", ": gone"), 1, 3, "little_model is gone"),

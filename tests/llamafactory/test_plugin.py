@@ -15,13 +15,14 @@ from collections import defaultdict
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
-from neftune_plugins import NoiseConfig, NoiseConfigError
-from neftune_plugins.config import key
+from neftune_plugins import NoiseConfig, NoiseConfigError, NoiseNotAppliedError, resolve
+from neftune_plugins.config import key, looks_like_ours
 from neftune_plugins.noise.layout import read_layout
 from tests.llamafactory.configs import LORA, V1_MODES, base_config, command
 from tests.llamafactory.driver import make_driver
@@ -38,7 +39,7 @@ from tests.llamafactory.runs import (
     llamafactory_torchrun,
 )
 from tests.support import specification
-from tests.support.bad_values import BAD_KEYS
+from tests.support.bad_values import BAD_KEYS, MISPLACED
 from tests.support.demo import check_demo
 from tests.support.documentation import shown
 from tests.support.logs import LineHandler
@@ -49,7 +50,8 @@ from tests.support.warm import cold
 ROOT = Path(__file__).parents[2]
 KEYS = {"neftune_noise_alpha": 5}
 AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
-OURS = ["neftune_plugins.model.install._EmbeddingHook"]
+OURS = ["neftune_plugins.model.hooks.EmbeddingHook"]
+ZERO = "neftune_noise_alpha: 0 asks for no noise"
 TAKEN_OVER = "neftune_noise_alpha: 5 is taken over by neftune-plugins, the native hook is off"
 needs_v1 = pytest.mark.skipif(not HAS_V1, reason="V1 of this release has no trainer")
 both_paths = pytest.mark.parametrize("mode", ["sft", pytest.param("v1", marks=needs_v1)])
@@ -187,25 +189,179 @@ def test_flags_of_another_type_are_refused_by_the_parser(driver, mode, flags, me
 def test_bad_values_on_the_command_line(driver, mode, tmp_path):
     path = write_config(base_config(driver.model, mode), tmp_path)
     messages = {
-        "-1": "neftune_noise_alpha: -1 must be finite and above 0, such as 5; for no noise leave the key out",
-        ".nan": "neftune_noise_alpha: nan must be finite and above 0, such as 5; for no noise leave the key out",
-        "abc": "neftune_noise_alpha: 'abc' must be a number, without quotes in YAML, such as 5",
-        "true": "neftune_noise_alpha: True must be a number, without quotes in YAML, such as 5",
+        "-1": "-1 must be finite and above 0, such as 5; 0 in a configuration is no noise",
+        ".nan": "nan must be finite and above 0, such as 5; 0 in a configuration is no noise",
+        "abc": "'abc' must be a number, such as 5; it is text",
+        "true": "True must be a number, such as 5; YAML reads yes and on as true, no and off as false, which is True",
     }
-    for value, message in messages.items():
+    for value, problem in messages.items():
+        message = f"neftune_noise_alpha: {problem} (from the command line)"
         with driver.loads_model() as loaded, pytest.raises(NoiseConfigError, match=f"^{re.escape(message)}$"):
             launch(command(mode), path, f"neftune_noise_alpha={value}", v1=mode in V1_MODES)
         assert loaded == []
 
 
 @both_paths
-@pytest.mark.parametrize("keys", [keys for keys, _ in BAD_KEYS], ids=str)
-def test_misspelt_keys_stop_the_run_before_the_model_loads(driver, mode, keys, tmp_path):
-    """LLaMA-Factory says that itself, and names the key."""
-    wrong = next(name for name in keys if name != "neftune_noise_alpha")
-    with driver.loads_model() as loaded, pytest.raises(ValueError, match=wrong):
+@pytest.mark.parametrize("allowed", [False, True], ids=["refused", "allowed"])
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        *BAD_KEYS,
+        *MISPLACED,
+        ({"optim_config": {"name": "adamw", "neftune_noise_alpha": 5}}, "optim_config.neftune_noise_alpha: 5 has no"),
+        ({"--neftune_noise_alpha": None}, "--neftune_noise_alpha: there is no such key (value None); did you mean"),
+    ],
+    ids=lambda keys: str(keys)[:50],
+)
+def test_keys_that_nothing_reads_stop_the_run_before_the_model_loads(
+    driver, mode, keys, message, allowed, tmp_path, monkeypatch
+):
+    """Also where LLaMA-Factory is told to drop what it does not know."""
+    for name in ("ALLOW_EXTRA_ARGS", "ALLOW_EXTRA_KEYS"):
+        monkeypatch.setenv(name, str(int(allowed)))
+    with driver.loads_model() as loaded, pytest.raises(NoiseConfigError, match=re.escape(message)):
         driver.train(mode, keys, folder=tmp_path)
     assert loaded == []
+
+
+@both_paths
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("neftune_noise_alhpa=5", "neftune_noise_alhpa: there is no such key (value 5); did you mean"),
+        ("neft_alpha=5", "neft_alpha: there is no such key (value 5); did you mean neftune_noise_alpha?"),
+        ("deepspeed.neftune_noise_alpha=5", "deepspeed.neftune_noise_alpha: 5 has no effect there; write"),
+        ("--neftune_noise_alpha=5", "it is key=value, without --"),
+    ],
+)
+def test_overrides_that_nothing_reads_stop_the_run(driver, mode, override, message, tmp_path, monkeypatch):
+    for name in ("ALLOW_EXTRA_ARGS", "ALLOW_EXTRA_KEYS"):
+        monkeypatch.setenv(name, "1")
+    path = write_config(base_config(driver.model, mode), tmp_path)
+    with driver.loads_model() as loaded, pytest.raises(NoiseConfigError, match=re.escape(message)):
+        launch(command(mode), path, override, v1=mode in V1_MODES)
+    assert loaded == []
+
+
+@both_paths
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--neftune_noise_alhpa", "5"], "there is no such option (value 5); did you mean --neftune_noise_alpha?"),
+        (["--neft_alpha=5"], "--neft_alpha: there is no such option (value 5); did you mean --neftune_noise_alpha?"),
+        (["neftune_noise_alpha=5"], "neftune_noise_alpha=5 is not read; write --neftune_noise_alpha 5"),
+        (["--dist_config", '{"name": "x", "neftune_noise_alpha": 5}'], "dist_config.neftune_noise_alpha: 5 has no"),
+    ],
+    ids=str,
+)
+def test_flags_that_nothing_reads_stop_the_run(driver, mode, flags, message, tmp_path, monkeypatch):
+    for name in ("ALLOW_EXTRA_ARGS", "ALLOW_EXTRA_KEYS"):
+        monkeypatch.setenv(name, "1")
+    config = base_config(driver.model, mode)
+    required = [part for name, value in config.items() for part in (f"--{name}", str(value))]
+    with driver.loads_model() as loaded, pytest.raises(NoiseConfigError, match=re.escape(message)):
+        launch(command(mode), *required, *flags, v1=mode in V1_MODES)
+    assert loaded == []
+
+
+@both_paths
+def test_flags_that_are_shortened_are_read(driver, run, mode, tmp_path):
+    config = base_config(driver.model, mode) | {"output_dir": str(tmp_path)}
+    flags = [part for name, value in config.items() for part in (f"--{name}", str(value))]
+    shortened = launch(command(mode), *flags, "--neftune_noise_a", "5", v1=mode in V1_MODES)
+    assert shortened.weights == run(mode, **KEYS).weights
+
+
+@both_paths
+@pytest.mark.parametrize(
+    "zero",
+    [{"neftune_noise_alpha": 0}, {"neftune_noise_alpha": 0.0, "neftune_noise_type": "gaussian"}],
+    ids=["alone", "with companions"],
+)
+def test_zero_is_the_run_without_noise(driver, run, mode, zero, tmp_path):
+    found = driver.train(mode, zero, folder=tmp_path)
+    assert not any(call.noise.any() for call in found.calls)
+    assert [hook for step in found.steps for hook in step["hooks"] if "neftune" in hook] == []
+    assert found.weights == run(mode).weights is not None
+    assert ZERO in found.output
+    assert ZERO not in run(mode).output
+
+
+@both_paths
+def test_zero_on_the_command_line_says_so_once(driver, run, mode, tmp_path):
+    config = base_config(driver.model, mode) | {"output_dir": str(tmp_path / "out")}
+    flags = [part for name, value in config.items() for part in (f"--{name}", str(value))]
+    flagged = launch(command(mode), *flags, "--neftune_noise_alpha", "0", v1=mode in V1_MODES)
+    overridden = launch(command(mode), write_config(config, tmp_path), "neftune_noise_alpha=0", v1=mode in V1_MODES)
+    assert flagged.weights == overridden.weights == run(mode).weights
+    assert ZERO in flagged.output and ZERO in overridden.output
+
+
+def test_zero_given_to_our_callback_is_the_run_without_noise(driver, run, tmp_path):
+    from neftune_llamafactory import NEFTuneCallback
+
+    found = train_classic(base_config(driver.model, "sft"), tmp_path, NEFTuneCallback(alpha=0))
+    assert found.weights == run("sft").weights
+    with pytest.raises(NoiseConfigError, match="5 in the configuration, but 0 in NEFTuneCallback"):
+        train_classic(base_config(driver.model, "sft") | KEYS, tmp_path, NEFTuneCallback(alpha=0))
+
+
+@both_paths
+@pytest.mark.parametrize("written", ["5", "5.0", "0.5e1"])
+def test_a_number_that_is_given_as_text_is_that_number(run, mode, written):
+    assert run(mode, neftune_noise_alpha=written).weights == run(mode, **KEYS).weights
+
+
+def test_numbers_of_numpy_are_numbers():
+    for alpha in (np.float32(5), np.float64(5), np.int64(5), np.array(5)):
+        config = resolve({"neftune_noise_alpha": alpha, "neftune_noise_seed": np.int64(3)})
+        assert config == NoiseConfig(alpha=5, seed=3)
+        assert (type(config.alpha), type(config.seed)) in [(int, int), (float, int)]
+    assert NoiseConfig(alpha=5, metrics=np.bool_(False), clean_loss_steps=np.uint8(2)).clean_loss_steps == 2
+    assert resolve({"neftune_noise_alpha": np.float16(0)}) is None
+    for alpha in (np.bool_(True), np.array([5]), np.array("a")):
+        with pytest.raises(NoiseConfigError, match="must be a number, such as 5"):
+            NoiseConfig(alpha=alpha)
+
+
+def test_megatrons_arguments_are_refused(tmp_path):
+    """USE_MCA=1 gives the parser other TrainingArguments, which have the native key and a trainer of their own."""
+    from llamafactory.hparams import ModelArguments
+    from transformers import HfArgumentParser, Seq2SeqTrainingArguments
+
+    parser = HfArgumentParser([ModelArguments, Seq2SeqTrainingArguments])
+    config = {"model_name_or_path": "x", "output_dir": str(tmp_path)}
+    parser.parse_dict(config)
+    parser.parse_dict(config | {"neftune_noise_alpha": 0})
+    with pytest.raises(NoiseNotAppliedError, match="would not be read by this package: LLaMA-Factory makes"):
+        parser.parse_dict(config | KEYS)
+    with pytest.raises(NoiseNotAppliedError, match="would not be read by this package"):
+        parser.parse_args_into_dataclasses(
+            ["--model_name_or_path", "x", "--output_dir", str(tmp_path), "--neftune_noise_alpha", "5"]
+        )
+
+
+def test_parsers_of_others_are_left_alone(tmp_path):
+    from transformers import HfArgumentParser, TrainingArguments
+
+    config = {"output_dir": str(tmp_path), "trl": {"neftune_noise_alpha": 5}, "neftune_noise_alpha": 5}
+    [arguments] = HfArgumentParser(TrainingArguments).parse_dict(config, allow_extra_keys=True)
+    assert arguments.neftune_noise_alpha == 5
+
+
+@both_paths
+def test_no_argument_of_llamafactory_looks_like_ours(mode):
+    if mode == "sft":
+        from llamafactory.hparams import parser
+
+        kinds = parser._TRAIN_ARGS
+    else:
+        from llamafactory.v1 import config
+
+        kinds = [config.ModelArguments, config.DataArguments, config.TrainingArguments, config.SampleArguments]
+    names = [field.name for kind in kinds for field in dataclasses.fields(kind)]
+    assert len(names) > 30
+    assert set(filter(looks_like_ours, names)) == {key(field) for field in dataclasses.fields(NoiseConfig)}
 
 
 @both_paths
@@ -582,6 +738,22 @@ ORDERS = {
         import importlib, llamafactory.hparams.training_args
         importlib.reload(llamafactory.hparams.training_args)
         assert sum(issubclass(one, NEFTuneCallback) for one in transformers.trainer.DEFAULT_CALLBACKS) == 1
+    """,
+    # The parser of V1 is imported before torch.
+    "V1's arguments": """
+        from llamafactory.v1.config import get_args
+        from neftune_plugins import NoiseConfigError
+        from neftune_plugins.autoload import unpatched
+        assert unpatched("neftune_llamafactory") == ""
+        config = {"output_dir": "out", "neftune_noise_alpha": 5}
+        *_, arguments, _ = get_args(config)
+        assert arguments.neftune_noise_alpha == 5
+        try:
+            get_args(config | {"dist_config": {"name": "x", "neftune_noise_alpha": 5}})
+        except NoiseConfigError as error:
+            assert "dist_config.neftune_noise_alpha: 5 has no effect there" in str(error)
+        else:
+            raise AssertionError
     """,
     # Its own import brings torch, and its patch comes too late: then the key must not pass.
     "V1's trainer": """

@@ -115,6 +115,19 @@ def base_config(model_dir: Path, mode: str) -> dict[str, Any]:
     return config
 
 
+def words_config() -> dict[str, Any]:
+    """A classifier without a language model."""
+    encoder = {"type": "embed", "embedding_size": 8}
+    return {
+        "model_type": "ecd",
+        "backend": {"type": "local"},
+        "preprocessing": {"split": {"type": "fixed", "column": "split"}},
+        "input_features": [{"name": "output", "type": "text", "encoder": encoder}],
+        "output_features": [{"name": "label", "type": "category"}],
+        "trainer": {"batch_size": 4, "eval_batch_size": 4, "train_steps": 2, "skip_all_evaluation": True},
+    }
+
+
 def with_keys(config: dict[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
     """`config` with `neftune_*` keys among the parameters of its model, or of its encoder."""
     config = copy.deepcopy(config)

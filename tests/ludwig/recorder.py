@@ -63,6 +63,12 @@ class Recorder(StepRecord, Callback):
     num_steps = 0
     loss = 0.0
 
+    def on_hyperopt_trial_start(self, parameters: dict[str, Any]) -> None:
+        """Each trial, which has one parameter here, has a folder of its own, named by its value."""
+        assert self.folder is not None
+        self.folder = self.folder / str(*parameters.values())
+        self.folder.mkdir(exist_ok=True)
+
     def on_trainer_train_setup(self, trainer: Any, save_path: str, is_coordinator: bool, **_: Any) -> None:
         """No callback is told the loss of a batch, so have it from the trainer's own method."""
         train_step = trainer.train_step

@@ -15,7 +15,7 @@ ALPHA = "neftune_noise_alpha: 5"
 # What stands in the place of that line, how many lines further the error is, and what it says.
 BROKEN: dict[str, tuple[str, int, str]] = {
     "negative": ("neftune_noise_alpha: -1", 0, "neftune_noise_alpha: -1 must be finite and above 0, such as 5"),
-    "quoted": ('neftune_noise_alpha: "5"', 0, "neftune_noise_alpha: '5' must be a number, without quotes in YAML"),
+    "text": ("neftune_noise_alpha: 5,5", 0, "neftune_noise_alpha: '5,5' must be a number, such as 5; it is text"),
     "misspelt": (f"{ALPHA}\nneftune_nois_type: gaussian", 1, "did you mean neftune_noise_type?"),
     "misspelt_value": (f"{ALPHA}\nneftune_noise_type: gausian", 1, "did you mean gaussian?"),
     "yes": ("neftune_noise_alpha: yes", 0, "neftune_noise_alpha: True must be a number"),

@@ -1,0 +1,76 @@
+"""What LLaMA-Factory makes its arguments of, as written: it can be told to drop what it does not know."""
+
+import functools
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+_ALPHA = "neftune_noise_alpha"
+
+
+def patch(module: Any) -> None:
+    """Patch `transformers.hf_argparser`, whose parser both paths use; the parsers of others are left alone."""
+    parser = module.HfArgumentParser
+    parse_dict, parse_arguments = parser.parse_dict, parser.parse_args_into_dataclasses
+    if hasattr(parse_dict, "_neftune_wrapped"):
+        return
+
+    @functools.wraps(parse_dict)
+    def check_and_parse_dict(self: Any, args: Any, *others: Any, **options: Any) -> Any:
+        if not _is_of_training(self):
+            return parse_dict(self, args, *others, **options)
+        from neftune_plugins import refuse_misplaced
+
+        refuse_misplaced(args)
+        return _checked(parse_dict(self, args, *others, **options))
+
+    @functools.wraps(parse_arguments)
+    def check_and_parse_arguments(self: Any, args: Any = None, *others: Any, **options: Any) -> Any:
+        if not _is_of_training(self):
+            return parse_arguments(self, args, *others, **options)
+        _refuse_arguments(args or ())
+        return _checked(parse_arguments(self, args, *others, **options))
+
+    check_and_parse_dict._neftune_wrapped = True  # type: ignore[attr-defined]
+    parser.parse_dict = check_and_parse_dict
+    parser.parse_args_into_dataclasses = check_and_parse_arguments
+
+
+def _is_of_training(parser: Any) -> bool:
+    """Whether a parser makes LLaMA-Factory's arguments, those of the training among them."""
+    kinds = parser.dataclass_types
+    if not any(kind.__module__.startswith("llamafactory.") for kind in kinds):
+        return False
+    from neftune_plugins import enabled
+
+    return enabled() and any(_ALPHA in kind.__dataclass_fields__ for kind in kinds)
+
+
+def _refuse_arguments(arguments: Sequence[str]) -> None:
+    """Raise NoiseConfigError for options that nothing reads, and for keys in their values that are mappings."""
+    from neftune_llamafactory.arguments import KEYS
+    from neftune_plugins import refuse_misplaced, refuse_options
+
+    known = [f"--{spelt}" for name in KEYS for spelt in (name, name.replace("_", "-"))]
+    words = [argument.partition("=")[0] for argument in arguments]
+    shortened = [word for word in words if word.startswith("--neft") and any(one.startswith(word) for one in known)]
+    refuse_options(arguments, read=[*known, *shortened])  # argparse knows an option by its beginning
+    joined = (argument.partition("=")[::2] for argument in arguments)
+    pairs = itertools.chain(joined, itertools.pairwise(arguments))
+    refuse_misplaced({name.lstrip("-"): value for name, value in pairs if value.startswith("{")})
+
+
+def _checked(parsed: Iterable[Any]) -> Iterable[Any]:
+    """What a parser made. Raises NoiseNotAppliedError for arguments with alpha that are those of other trainers."""
+    from neftune_llamafactory.arguments import KEYS
+    from neftune_plugins import NoiseNotAppliedError
+
+    for arguments in parsed:
+        alpha = getattr(arguments, _ALPHA, None)
+        if alpha and not hasattr(arguments, KEYS[1]):
+            kind = f"{type(arguments).__module__}.{type(arguments).__qualname__}"
+            raise NoiseNotAppliedError(
+                f"{_ALPHA}: {alpha!r} would not be read by this package: LLaMA-Factory makes {kind} of it, as it does "
+                f"with USE_MCA=1. Train without that, or leave {_ALPHA} out"
+            )
+    return parsed

@@ -1,0 +1,77 @@
+"""How many updates of the weights a training makes."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+_MADE = "neftune_step"
+
+
+class Updates:
+    """The updates of the optimiser of one of Ludwig's trainers: those it has made, as the optimiser tells them, and
+    those to come, as the trainer plans them.
+
+    Ludwig's own steps are batches, however many make an update. The count stands in the optimiser's state, so that
+    Ludwig saves it and a resumed run goes on with it.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+        self._planned: Iterator[bool] | None = None
+        self._to_come = 0
+
+    @property
+    def made(self) -> int:
+        """By now."""
+        return int(self._optimizer.param_groups[0].setdefault(_MADE, 0))
+
+    def in_all(self) -> int | None:
+        """Of the whole run; None in online training, which has no end. What was planned and did not happen (a scaled
+        gradient that overflowed) is not counted."""
+        return None if self._planned is None else self.made + self._to_come
+
+    def batch_done(self) -> None:
+        """A batch has been trained, with an update or without."""
+        if self._planned is not None:
+            self._to_come -= next(self._planned, False)
+
+    def nothing_left(self) -> bool:
+        """Whether a resumed run had trained all its batches before."""
+        return bool(self._trainer.resume) and self._planned is None
+
+    def follow(self, wrap: Callable[[Any, str, Any], None]) -> Any:
+        """Count, and learn the plan from the trainer's loop over an epoch. Returns the handle of the hook.
+
+        wrap: puts a wrapper in the place of one of the trainer's methods.
+        """
+        train_loop = self._trainer._train_loop
+        arguments = inspect.signature(train_loop)
+
+        @functools.wraps(train_loop)
+        def follow_train_loop(*args: Any, **kwargs: Any) -> Any:
+            given = arguments.bind(*args, **kwargs).arguments
+            self._plan(given["progress_tracker"].steps, given["final_steps_per_checkpoint"], given["batcher"])
+            return train_loop(*args, **kwargs)
+
+        wrap(self._trainer, "_train_loop", follow_train_loop)
+        return self._optimizer.register_step_post_hook(self._count)
+
+    def _count(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        optimizer.param_groups[0][_MADE] = self.made + 1
+
+    def _plan(self, first: int, checkpoint: int, batcher: Any) -> None:
+        """Whether each batch from here on makes an update. Ludwig begins to accumulate anew in each epoch, makes an
+        update before it saves a checkpoint, and does not accumulate at all for L-BFGS."""
+        accumulated = self._trainer.gradient_accumulation_steps
+        always = isinstance(self._optimizer, torch.optim.LBFGS)
+
+        def makes_update(number: int) -> bool:
+            of_epoch = number % batcher.steps_per_epoch
+            return always or (of_epoch + 1) % accumulated == 0 or (first + number + 1) % checkpoint == 0
+
+        planned = [makes_update(number) for number in range(self._trainer.total_steps - first)]
+        self._planned, self._to_come = iter(planned), sum(planned)

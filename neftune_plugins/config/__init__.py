@@ -1,0 +1,29 @@
+"""The configuration keys: what they are, how their values are read, and where they belong."""
+
+from neftune_plugins.config.keys import (
+    KEYS,
+    NoiseConfig,
+    is_like_ours,
+    key,
+    keys_in,
+    looks_like_ours,
+    read,
+    unknown_choice,
+)
+from neftune_plugins.config.options import from_command_line, refuse_options
+from neftune_plugins.config.places import Place, refuse_misplaced
+
+__all__ = [
+    "KEYS",
+    "NoiseConfig",
+    "Place",
+    "from_command_line",
+    "is_like_ours",
+    "key",
+    "keys_in",
+    "looks_like_ours",
+    "read",
+    "refuse_misplaced",
+    "refuse_options",
+    "unknown_choice",
+]

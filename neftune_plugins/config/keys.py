@@ -1,0 +1,193 @@
+"""The one place where the keys are described.
+
+Adapters make their frameworks' schemas, and the documentation its table, from the fields of `NoiseConfig`.
+"""
+
+import dataclasses
+import reprlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from neftune_plugins.config import names
+from neftune_plugins.config.values import how_read, integer, number, truth
+from neftune_plugins.errors import NoiseConfigError
+
+_LARGEST_ALPHA = 1e30  # float32, the noise's own precision, holds it and what is made of it
+
+Length = Literal["sequence", "padded"]
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+def _field(default: Any, *, key: str, annotation: Any, help: str, said: Callable[[Any], Any] | None = None) -> Any:
+    """said: what a value of the key says, as a number or a boolean; None if it says none."""
+    metadata = {"key": key, "annotation": annotation, "help": help, "said": said or (lambda value: value)}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseConfig:
+    """How noisy the embeddings are: one field for each configuration key.
+
+    >>> NoiseConfig(alpha=5, schedule="linear").alpha
+    5
+
+    Every field stands for one key; its metadata hold the `key`, the type `annotation` of the key in a framework's
+    schema, where it may be left out, and the `help` text.
+
+    Raises NoiseConfigError for a value that cannot be used, naming key, value and remedy.
+    """
+
+    alpha: float = _field(
+        dataclasses.MISSING,
+        key="neftune_noise_alpha",
+        annotation=float | None,
+        said=number,
+        help="Strength of the noise: alpha in alpha / sqrt(L d). A finite number above 0; the paper uses 5, 10 and "
+        "15. Left out or 0, there is no noise.",
+    )
+    type: str = _field(
+        "uniform",
+        key="neftune_noise_type",
+        annotation=str | None,
+        help="Distribution of the noise: uniform (the paper's), gaussian, bernoulli, or one that a plugin registers.",
+    )
+    length: Length = _field(  # noqa: RUF009  (it gives a dataclass field)
+        "sequence",
+        key="neftune_noise_length",
+        annotation=Length | None,
+        help="What L counts. sequence: the real tokens of each example, as in the paper. padded: the width of the "
+        "padded or packed row, the magnitude of the frameworks' native hook.",
+    )
+    schedule: Schedule = _field(  # noqa: RUF009
+        "constant",
+        key="neftune_noise_schedule",
+        annotation=Schedule | None,
+        help="Alpha over the run. constant: as given. linear, cosine: from there to 0, as the learning-rate schedules "
+        "of these names.",
+    )
+    seed: int | None = _field(
+        None,
+        key="neftune_noise_seed",
+        annotation=int | None,
+        said=integer,
+        help="Seed of the noise, an integer of at least 0. Left out, it is the run's seed.",
+    )
+    metrics: bool = _field(
+        True,
+        key="neftune_metrics",
+        annotation=bool | None,
+        said=truth,
+        help="true: what the noise was is logged beside the training's loss.",
+    )
+    clean_loss_steps: int | None = _field(
+        None,
+        key="neftune_clean_loss_steps",
+        annotation=int | None,
+        said=integer,
+        help="In every so many-th optimisation step the batches are evaluated once more without noise, and that loss "
+        "is logged. An integer of at least 1. Left out, it never is.",
+    )
+
+    def __post_init__(self) -> None:
+        alpha = number(self.alpha)
+        if alpha is None:
+            raise _error("alpha", self.alpha, "must be a number, such as 5", how_read(self.alpha))
+        if not 0 < alpha <= _LARGEST_ALPHA:
+            raise _error("alpha", alpha, "must be finite and above 0, such as 5; 0 in a configuration is no noise")
+        # That the type exists is checked by `plugins.check_type`: it depends on which plugins are installed.
+        if not isinstance(self.type, str) or not self.type:
+            raise _error("type", self.type, "must be the name of a noise type, such as uniform")
+        for name, choices in (("length", get_args(Length)), ("schedule", get_args(Schedule))):
+            if getattr(self, name) not in choices:
+                raise unknown_choice(name, getattr(self, name), choices)
+        seed = None if self.seed is None else integer(self.seed)
+        if self.seed is not None and (seed is None or not 0 <= seed < 2**64):
+            raise _error("seed", self.seed, "must be an integer from 0 to 2^64 - 1; left out, it is the run's seed")
+        metrics = truth(self.metrics)
+        if metrics is None:
+            raise _error("metrics", self.metrics, "must be true or false", how_read(self.metrics))
+        steps = None if self.clean_loss_steps is None else integer(self.clean_loss_steps)
+        if self.clean_loss_steps is not None and (steps is None or steps < 1):
+            problem = "must be an integer of at least 1; for none leave the key out"
+            raise _error("clean_loss_steps", self.clean_loss_steps, problem)
+        # Frozen for others: what was read as a number is one from here on.
+        vars(self).update(alpha=alpha, seed=seed, metrics=metrics, clean_loss_steps=steps)
+
+    @classmethod
+    def from_keys(cls, keys: Mapping[str, Any]) -> "NoiseConfig | None":
+        """The configuration that a framework's keys ask for; None where `neftune_noise_alpha` is absent, null or 0.
+
+        Only keys that look like ours are looked at. Raises NoiseConfigError for a bad value, for such a key that
+        does not exist, and for companion keys without `neftune_noise_alpha`.
+        """
+        config, is_on = read(keys)
+        return config if is_on else None
+
+
+def read(keys: Mapping[str, Any]) -> tuple[NoiseConfig | None, bool]:
+    """The configuration from a framework's keys, and whether there is noise: with an alpha of 0 there is none, and the
+    configuration has another alpha. Raises as `NoiseConfig.from_keys`."""
+    refuse_unknown(keys)
+    fields = [field for field in dataclasses.fields(NoiseConfig) if keys.get(key(field)) is not None]
+    given: dict[str, Any] = {field.name: keys[key(field)] for field in fields}
+    if not given:
+        return None, False
+    if "alpha" not in given:
+        companions = ", ".join(sorted(map(key, fields)))
+        raise NoiseConfigError(
+            f"{companions} without neftune_noise_alpha has no effect; set neftune_noise_alpha, such as "
+            "neftune_noise_alpha: 5, or leave the other key out"
+        )
+    is_on = number(given["alpha"]) != 0
+    return NoiseConfig(**(given if is_on else given | {"alpha": 1})), is_on
+
+
+def key(field: "dataclasses.Field[Any]") -> str:
+    """The configuration key of a field of `NoiseConfig`."""
+    return str(field.metadata["key"])
+
+
+KEYS = tuple(map(key, dataclasses.fields(NoiseConfig)))
+
+
+def keys_in(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of our keys that are set among a framework's, with numbers and booleans as Python's where they say some."""
+    found = {}
+    for field in dataclasses.fields(NoiseConfig):
+        value = values.get(key(field))
+        if value is not None:
+            said = field.metadata["said"](value)
+            found[key(field)] = value if said is None else said
+    return found
+
+
+def refuse_unknown(keys: Mapping[Any, Any]) -> None:
+    """Raise NoiseConfigError for a key that looks like ours and does not exist."""
+    for name, value in keys.items():
+        if name in KEYS or not looks_like_ours(name):
+            continue
+        remedy = names.remedy(KEYS, name, value)
+        if str(name).startswith("-"):  # LLaMA-Factory takes key=value alone behind a file
+            remedy += " Behind a configuration file it is key=value, without --"
+        raise NoiseConfigError(f"{name}: there is no such key (value {reprlib.repr(value)}){remedy}")
+
+
+def looks_like_ours(name: object) -> bool:
+    """Whether a key is one of ours, or was meant to be, among keys that are all a framework's."""
+    return names.begins_like_ours(name) or is_like_ours(name)
+
+
+def is_like_ours(name: object) -> bool:
+    """Whether a key is one of ours, misspelt, or an older name of one, among whatever else."""
+    return names.means_one_of(KEYS, name)
+
+
+def _error(name: str, value: object, problem: str, how: str = "") -> NoiseConfigError:
+    field = NoiseConfig.__dataclass_fields__[name]
+    return NoiseConfigError(f"{key(field)}: {reprlib.repr(value)} {problem}{how}")
+
+
+def unknown_choice(name: str, value: object, choices: tuple[str, ...]) -> NoiseConfigError:
+    """The error for a value of the field `name` that is none of its choices."""
+    return _error(name, value, f"must be one of: {', '.join(choices)}{names.guess(value, choices)}")

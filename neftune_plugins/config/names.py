@@ -1,0 +1,97 @@
+"""Which names mean one of our keys, and what somebody meant who wrote another."""
+
+import difflib
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from neftune_plugins.config.values import number
+
+# Names of neftune_noise_alpha in older releases and in other tools, where they can mean nothing else.
+_OLDER = ("neft_alpha", "neft_noise_alpha", "neftune_alpha", "noisy_embedding_alpha")
+_CLOSE = 0.85  # of two names, by `difflib`
+_CLOSE_TO_OURS = 0.75  # where a name begins as ours do
+_SHORTEST, _LONGEST = 8, 32  # characters of a name that can be close to one of ours
+
+
+def means_one_of(keys: Sequence[str], name: object) -> bool:
+    """Whether a name is one of the keys, misspelt, or an older name of one, among whatever else."""
+    return _meant(tuple(keys), _plain(name)) is not None
+
+
+def same(one: object, other: object) -> bool:
+    """Whether two names differ in case, hyphens and leading hyphens alone."""
+    return _plain(one) == _plain(other)
+
+
+def begins_like_ours(name: object) -> bool:
+    """Whether a name begins as our keys do."""
+    return _plain(name).startswith("neft")
+
+
+def could_ask_for_noise(value: Any) -> bool:
+    """Whether a value under a name that begins like ours could be meant as noise, and not as a dataset's column."""
+    if isinstance(value, Mapping):
+        return any("alpha" in _plain(name) for name in value)
+    return value is True or number(value) is not None
+
+
+def remedy(keys: Sequence[str], name: object, value: Any) -> str:
+    """What to write instead of a name that is none of the keys; empty if that cannot be told."""
+    if isinstance(value, Mapping):
+        pairs = [(_key_of(keys, part), given) for part, given in value.items()]
+        flat = [f"{key}: {shown(given)}" for key, given in pairs if key is not None]
+        if flat:
+            return f"; the keys are flat: write {' and '.join(flat)}"
+    meant = _meant(tuple(keys), _plain(name)) or _closest(keys, name)
+    return f"; did you mean {meant}?" if meant else ""
+
+
+def guess(value: object, choices: Iterable[str]) -> str:
+    """The choice that a value is nearest to, as the end of an error."""
+    close = difflib.get_close_matches(str(value), list(choices), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def shown(value: object) -> str:
+    """A value as one writes it in YAML, shortened."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return value if isinstance(value, str) and len(value) < 40 else reprlib.repr(value)
+
+
+def _plain(name: object) -> str:
+    return name.lower().lstrip("-").replace("-", "_") if isinstance(name, str) else ""
+
+
+@lru_cache(maxsize=4096)
+def _meant(keys: tuple[str, ...], plain: str) -> str | None:
+    for key in keys:
+        if _plain(key) == plain:
+            return key
+    if plain in _OLDER:
+        return keys[0]
+    if not _SHORTEST <= len(plain) <= _LONGEST:
+        return None
+    if plain.startswith("neptune") and not ("noise" in plain or "alpha" in plain):  # keys of the Neptune logger
+        return None
+    cutoff = _CLOSE_TO_OURS if plain.startswith("neft") else _CLOSE
+    meanings = {older: keys[0] for older in _OLDER if len(older) > 13}  # a shorter one is close to other words
+    meanings |= {_plain(key): key for key in reversed(keys)}
+    close = difflib.get_close_matches(plain, meanings, n=1, cutoff=cutoff)
+    return meanings[close[0]] if close else None
+
+
+def _closest(keys: Sequence[str], name: object) -> str | None:
+    plain = _plain(name)
+    if plain in ("neft", "neftune", "neft_noise", "neftune_noise"):
+        return keys[0]
+    close = difflib.get_close_matches(plain, map(_plain, keys), n=1)
+    return next(key for key in keys if _plain(key) == close[0]) if close else None
+
+
+def _key_of(keys: Sequence[str], part: object) -> str | None:
+    """The key that a part of a nested configuration stands for, such as `alpha`."""
+    plain = _plain(part)
+    return next((key for key in keys if plain and (key == plain or key.endswith(f"_{plain}"))), None)
