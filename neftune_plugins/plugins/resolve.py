@@ -18,8 +18,8 @@ def resolve(keys: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> 
     5
 
     given: values by the names of the fields of NoiseConfig.
-    Returns None if neither asks for noise, or if alpha is 0. Raises NoiseConfigError like `NoiseConfig.from_keys`, if the
-    two disagree, and for a noise type that no plugin provides. Raises TypeError for a name that is not a field.
+    Returns None if neither asks for noise, or if alpha is 0. Raises NoiseConfigError like `NoiseConfig.from_keys`, if
+    the two disagree, and for a noise type that no plugin provides. Raises TypeError for a name that is not a field.
     """
     config, is_on = _read(keys, given or {})
     return config if is_on else None
