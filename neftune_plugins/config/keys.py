@@ -169,7 +169,7 @@ def refuse_unknown(keys: Mapping[Any, Any]) -> None:
             continue
         remedy = names.remedy(KEYS, name, value)
         if str(name).startswith("-"):  # LLaMA-Factory takes key=value alone behind a file
-            remedy += " Behind a configuration file it is key=value, without --"
+            remedy += " After a configuration file, write key=value without --"
         raise NoiseConfigError(f"{name}: there is no such key (value {reprlib.repr(value)}){remedy}")
 
 

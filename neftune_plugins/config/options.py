@@ -17,7 +17,7 @@ class _Option(NamedTuple):
     owner: str
     name: str
     value: str
-    behind: bool  # a lone --, where the arguments of another command are
+    behind: bool  # after a lone --, where the arguments of another command are
 
 
 def from_command_line(name: str) -> bool:
@@ -46,7 +46,7 @@ def _message(option: _Option, read: Sequence[str]) -> str:
     right = next((known for known in read if names.same(known, option.name)), None)
     instead = f"{right} {option.value}" if right else f"{option.name}: {option.value} in the configuration file"
     if option.behind:
-        return f"{option.written}: behind -- it is not read; write it before"
+        return f"{option.written}: after -- it is not read; write it before --"
     if option.owner:
         return f"{option.written}: {option.value} has no effect there; write {instead}"
     if not option.written.startswith("-"):

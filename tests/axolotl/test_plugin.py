@@ -1,5 +1,6 @@
 """The plugin in Axolotl: its command line, its schema, the configurations that we show, and the demo."""
 
+import json
 import os
 import re
 import subprocess
@@ -132,7 +133,7 @@ def test_a_number_on_the_command_line_over_an_integer_in_the_file(driver, option
         (["--trl.neftune-noise-alpha", "5"], "--trl.neftune-noise-alpha: 5 has no effect there; write"),
         (["--neftune_noise_alpha", "5"], "this command line has no such option (value 5); write --neftune-noise-alpha"),
         (["neftune_noise_alpha=5"], "neftune_noise_alpha=5 is not read; write --neftune-noise-alpha 5"),
-        (["--", "--neftune-noise-alpha", "5"], "--neftune-noise-alpha: behind -- it is not read"),
+        (["--", "--neftune-noise-alpha", "5"], "--neftune-noise-alpha: after -- it is not read"),
         (["--neftune-noise-alpha", "abc"], "'abc' must be a number, such as 5; it is text (from the command line)"),
     ],
     ids=str,
@@ -219,19 +220,51 @@ def test_keys_that_are_lost_on_their_way_stop_the_run(driver, drops, message, tm
         run_axolotl(config, tmp_path)
 
 
-EXTRA = {
+OTHER_TRAINERS = {
     "ipo": ("dpo", {"rl": "ipo"}),
     "simpo": ("dpo", {"rl": "simpo", "rl_beta": 0.1, "simpo_gamma": 0.5, "cpo_alpha": 1.0}),
-    "reward": ("dpo", {"rl": None, "reward_model": True, "model_type": "AutoModelForSequenceClassification"}),
-    "pretraining": ("sft", {"pretraining_dataset": None}),
+    "reward": (
+        "sft",
+        {
+            "datasets": {"type": "bradley_terry.chat_template"},
+            "reward_model": True,
+            "model_type": "AutoModelForSequenceClassification",
+            "num_labels": 1,
+            "remove_unused_columns": False,
+            "chat_template": "tokenizer_default",
+        },
+    ),
+    "process_reward": (
+        "sft",
+        {
+            "datasets": {"type": "stepwise_supervised", "step_separator": "\n", "max_completion_length": 100},
+            "process_reward_model": True,
+            "model_type": "AutoModelForTokenClassification",
+            "num_labels": 2,
+            "remove_unused_columns": False,
+        },
+    ),
 }
 
 
-@pytest.mark.parametrize("name", ["ipo", "simpo"])
-def test_every_trainer_has_the_noise_or_the_run_stops(driver, name, tmp_path):
-    mode, changes = EXTRA[name]
-    run = run_axolotl(with_plugin(base_config(driver.model, mode) | KEYS | {"max_steps": 2} | changes), tmp_path)
+@pytest.mark.parametrize("name", OTHER_TRAINERS)
+def test_other_trainers_have_the_noise_too(driver, name, tmp_path):
+    """Those that the conformance suite does not run."""
+    mode, changes = OTHER_TRAINERS[name]
+    config = base_config(driver.model, mode) | KEYS | {"max_steps": 2} | changes
+    if mode == "sft":
+        pairs = [(f"What is {number}?", "one two three", "four five") for number in range(12)]
+        rows = [
+            {"system": "", "input": question, "chosen": good, "rejected": bad}
+            | {"prompt": question, "completions": [good, bad], "labels": [True, False]}
+            for question, good, bad in pairs
+        ]
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        config["datasets"] = [{"path": str(path), "ds_type": "json"} | changes["datasets"]]
+    run = run_axolotl(with_plugin(config), tmp_path / "run")
     assert neftune_hooks(run) == OURS
+    assert all(call.noise.any() for call in run.calls if call.training and call.grad_enabled)
     assert any(call.noise.any() for call in run.calls)
 
 

@@ -327,7 +327,7 @@ def test_names_that_mean_ours(name):
          "--neftune-noise-alpha 5"),
         (["--trl__neftune_noise_alpha=5"], "--trl__neftune_noise_alpha: 5 has no effect there"),
         (["neftune_noise_alpha=5"], "neftune_noise_alpha=5 is not read; write --neftune-noise-alpha 5"),
-        (["--", "--neftune-noise-alpha", "5"], "--neftune-noise-alpha: behind -- it is not read; write it before"),
+        (["--", "--neftune-noise-alpha", "5"], "--neftune-noise-alpha: after -- it is not read; write it before --"),
     ],
     ids=lambda x: str(x)[:50],
 )  # fmt: skip

@@ -231,7 +231,7 @@ def test_keys_that_nothing_reads_stop_the_run_before_the_model_loads(
         ("neftune_noise_alhpa=5", "neftune_noise_alhpa: there is no such key (value 5); did you mean"),
         ("neft_alpha=5", "neft_alpha: there is no such key (value 5); did you mean neftune_noise_alpha?"),
         ("deepspeed.neftune_noise_alpha=5", "deepspeed.neftune_noise_alpha: 5 has no effect there; write"),
-        ("--neftune_noise_alpha=5", "it is key=value, without --"),
+        ("--neftune_noise_alpha=5", "After a configuration file, write key=value without --"),
     ],
 )
 def test_overrides_that_nothing_reads_stop_the_run(driver, mode, override, message, tmp_path, monkeypatch):
