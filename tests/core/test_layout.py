@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from neftune_plugins import NoiseNotAppliedError
+from neftune_plugins import NoiseConfig, NoiseNotAppliedError, install
 from neftune_plugins.noise import CheckedReader, check_layout, read_layout
-from tests.support.models import PAD, examples, padded
+from tests.support.models import PAD, ToyModel, examples, padded
 
 LENGTHS = [5, 1, 9, 3]
 
@@ -372,6 +372,18 @@ def test_prefix_tuning_masks_are_longer_than_the_ids():
     past = ((torch.zeros(2, 1, 7, 4), torch.zeros(2, 1, 7, 4)),)
     for signs in ({"past_key_values": past}, {"outer": ({"input_ids": ids, "attention_mask": mask},)}):
         assert found(batch | signs) == [[row] for row in rows]
+
+
+def test_a_model_that_is_given_such_a_batch_stops():
+    ids, positions, visible = branching()
+    model = ToyModel(vocabulary=97).train()
+    with install(model, NoiseConfig(alpha=5)):
+        for arguments in ({"position_ids": positions}, {"attention_mask": visible[None, None]}):
+            with pytest.raises(NoiseNotAppliedError, match="a tree of continuations"):
+                model(ids, **arguments)
+        assert model.noise(ids).any()
+        model.eval()
+        model(ids, position_ids=positions)  # no noise, no layout
 
 
 def refused(batch: dict[str, object], match: str) -> None:
