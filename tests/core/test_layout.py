@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
-from neftune_plugins import NoiseNotAppliedError
+from neftune_plugins import NoiseConfig, NoiseNotAppliedError, install
 from neftune_plugins.noise import CheckedReader, check_layout, read_layout
-from tests.support.models import PAD, examples, padded
+from tests.support.models import PAD, ToyModel, examples, padded
 
 LENGTHS = [5, 1, 9, 3]
 
@@ -372,6 +373,43 @@ def test_prefix_tuning_masks_are_longer_than_the_ids():
     past = ((torch.zeros(2, 1, 7, 4), torch.zeros(2, 1, 7, 4)),)
     for signs in ({"past_key_values": past}, {"outer": ({"input_ids": ids, "attention_mask": mask},)}):
         assert found(batch | signs) == [[row] for row in rows]
+
+
+def test_a_model_that_is_given_such_a_batch_stops():
+    ids, positions, visible = branching()
+    model = ToyModel(vocabulary=97).train()
+    with install(model, NoiseConfig(alpha=5)):
+        for arguments in ({"position_ids": positions}, {"attention_mask": visible[None, None]}):
+            with pytest.raises(NoiseNotAppliedError, match="a tree of continuations"):
+                model(ids, **arguments)
+        assert model.noise(ids).any()
+        model.eval()
+        model(ids, position_ids=positions)  # no noise, no layout
+
+
+@pytest.mark.parametrize("columns", [slice(4), slice(4, 8), [0, 1, 6, 7]], ids=["head", "tail", "head and tail"])
+@pytest.mark.parametrize("mask", ["whole", "cut", "none"])
+def test_a_model_that_gives_its_inner_model_a_slice_stops(columns, mask):
+    """Sequence parallelism by a hook, as in ms-swift."""
+
+    class Sliced(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = ToyModel()
+
+        def get_input_embeddings(self) -> nn.Module:
+            return self.inner.embed_tokens
+
+        def forward(self, input_ids, attention_mask=None):
+            given = {"whole": attention_mask, "cut": attention_mask[:, columns], "none": None}[mask]
+            return self.inner(input_ids[:, columns], attention_mask=given)
+
+    ids = torch.tensor(examples([8, 8]))
+    with (
+        install(Sliced().train(), NoiseConfig(alpha=5)) as handle,
+        pytest.raises(NoiseNotAppliedError, match=r"are a slice of those"),
+    ):
+        handle.model(ids, attention_mask=torch.ones_like(ids))
 
 
 def refused(batch: dict[str, object], match: str) -> None:
