@@ -2,15 +2,18 @@
 line says what and why, nothing is lost, and the same command goes on."""
 
 import errno
+import io
 import os
 import re
 import signal
 import sqlite3
 from collections import Counter
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 
+from neftune_plugins.commands.cli import main
 from neftune_plugins.sweep import failures, files, page, rows, storage
 from neftune_plugins.sweep.study import Trial
 from tests.sweep.results import study
@@ -399,6 +402,21 @@ def test_after_ctrl_c_there_is_a_report_of_what_has_ended(tmp_path):
     assert status == 130 and "Traceback" not in output
     assert "Stopped; 1 of 3 trials have ended. Run the same command to continue." in output
     assert f"The report so far: {tmp_path}/neftune-sweep/report.html" in output
+    assert settings(tmp_path) == [(0.0, 0, "complete")]
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.ENOSPC])
+def test_an_output_that_cannot_be_written_leaves_a_report_and_no_traceback(tmp_path, monkeypatch, capsys, number):
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LEDGER", str(tmp_path / "ledger.jsonl"))
+    with redirect_stdout(Gone()), pytest.raises(SystemExit) as end:
+        main(["sweep", str(TRAINING), "--alpha", "0,5"])
+    assert end.value.code != 0
+    assert "Traceback" not in capsys.readouterr().err
     assert settings(tmp_path) == [(0.0, 0, "complete")]
 
 
