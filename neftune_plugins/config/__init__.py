@@ -2,6 +2,7 @@
 
 from neftune_plugins.config.keys import (
     KEYS,
+    NO_NOISE,
     NoiseConfig,
     is_like_ours,
     key,
@@ -15,6 +16,7 @@ from neftune_plugins.config.places import Place, refuse_misplaced
 
 __all__ = [
     "KEYS",
+    "NO_NOISE",
     "NoiseConfig",
     "Place",
     "from_command_line",

@@ -93,8 +93,8 @@ class NoiseConfig:
         alpha = number(self.alpha)
         if alpha is None:
             raise _error("alpha", self.alpha, "must be a number, such as 5", how_read(self.alpha))
-        if not 0 < alpha <= _LARGEST_ALPHA:
-            raise _error("alpha", alpha, "must be finite and above 0, such as 5; 0 in a configuration is no noise")
+        if not 0 <= alpha <= _LARGEST_ALPHA:
+            raise _error("alpha", alpha, "must be finite and above 0, such as 5; 0 is no noise")
         # That the type exists is checked by `plugins.check_type`: it depends on which plugins are installed.
         if not isinstance(self.type, str) or not self.type:
             raise _error("type", self.type, "must be the name of a noise type, such as uniform")
@@ -125,9 +125,13 @@ class NoiseConfig:
         return config if is_on else None
 
 
+NO_NOISE = "neftune_noise_alpha: 0 asks for no noise: the embeddings are left as they are"
+"""What is logged once if alpha is 0."""
+
+
 def read(keys: Mapping[str, Any]) -> tuple[NoiseConfig | None, bool]:
-    """The configuration from a framework's keys, and whether there is noise: with an alpha of 0 there is none, and the
-    configuration has another alpha. Raises as `NoiseConfig.from_keys`."""
+    """The configuration from a framework's keys, and whether there is noise: with an alpha of 0 there is none. Raises as
+    `NoiseConfig.from_keys`."""
     refuse_unknown(keys)
     fields = [field for field in dataclasses.fields(NoiseConfig) if keys.get(key(field)) is not None]
     given: dict[str, Any] = {field.name: keys[key(field)] for field in fields}
@@ -139,8 +143,8 @@ def read(keys: Mapping[str, Any]) -> tuple[NoiseConfig | None, bool]:
             f"{companions} without neftune_noise_alpha has no effect; set neftune_noise_alpha, such as "
             "neftune_noise_alpha: 5, or leave the other key out"
         )
-    is_on = number(given["alpha"]) != 0
-    return NoiseConfig(**(given if is_on else given | {"alpha": 1})), is_on
+    config = NoiseConfig(**given)
+    return config, config.alpha != 0
 
 
 def key(field: "dataclasses.Field[Any]") -> str:

@@ -1,6 +1,7 @@
 """`install`: noise in a model, from the first training forward pass to `remove()`."""
 
 import inspect
+import logging
 import sys
 import weakref
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from neftune_plugins.config import NoiseConfig, key
+from neftune_plugins.config import NO_NOISE, NoiseConfig, key
 from neftune_plugins.errors import NoiseConfigError, NoiseNotAppliedError
 from neftune_plugins.model import structure
 from neftune_plugins.model.clean_loss import CleanLoss
@@ -20,6 +21,7 @@ from neftune_plugins.model.sharded import has_shared_weight
 from neftune_plugins.noise import Batch, Layout, LayoutReader, alpha_at
 from neftune_plugins.plugins import check_type, layout_readers, noise_types, plugin_manager
 
+_log = logging.getLogger("neftune_plugins")
 # Hooks know the noise and not the handle above it, so this is how an installation finds the ones before it.
 _handles: "weakref.WeakSet[Handle]" = weakref.WeakSet()
 
@@ -50,6 +52,8 @@ def install(
     and reference models stay clean. Installing in a model again, or in one that contains it, replaces the earlier
     installation; models that merely share an embedding keep their own. If `install` raises, nothing has changed.
 
+    With `alpha=0` there is no noise: the handle can be used as any other, and nothing is installed.
+
     Raises NoiseNotAppliedError if no embedding is found, or if the module holds several models and it is not clear
     which of them trains; NoiseConfigError for a noise type that no plugin provides. Later, a training forward pass
     without noise raises NoiseNotAppliedError, and so does an optimisation step without one.
@@ -57,11 +61,14 @@ def install(
     check_type(config)
     earlier = [handle for handle in _handles if handle.installed and _overlap(handle.model, model)]
     handle = Handle(model, config, seed or 0, steps, pad_token_id, layout_reader)
-    try:
-        plugin_manager().hook.neftune_installed(handle=handle)
-    except BaseException:
-        handle.remove()
-        raise
+    if config.alpha == 0:
+        _log.info(NO_NOISE)
+    else:
+        try:
+            plugin_manager().hook.neftune_installed(handle=handle)
+        except BaseException:
+            handle.remove()
+            raise
     for other in earlier:
         other.remove()
     _handles.add(handle)
@@ -140,9 +147,13 @@ class Handle:
             refresh=self._refresh,
             has_decoder=structure.decoder(model) is not None,
         )
-        embeddings = _embeddings(model)
         self._embedding_hooks = _EmbeddingHooks(model, self._noise)
         self._owner_hooks: list[RemovableHandle] = []
+        if config.alpha != 0:
+            self._hook()
+
+    def _hook(self) -> None:
+        embeddings = _embeddings(self.model)
         try:
             self.embeddings += self._embedding_hooks.put_on(embeddings)
             self._hook_owners(embeddings)
@@ -184,6 +195,9 @@ class Handle:
 
     @step.setter
     def step(self, step: int) -> None:
+        if self.config.alpha == 0:
+            self._noise.begin_step(step, 0.0)
+            return
         if not self.installed:
             raise NoiseNotAppliedError(
                 f"step {step} cannot begin: the noise was removed from {type(self.model).__name__}, by remove() or by "
@@ -212,6 +226,8 @@ class Handle:
         return bool(self._owner_hooks)
 
     def __str__(self) -> str:
+        if self.config.alpha == 0:
+            return NO_NOISE
         return (
             f"neftune_noise_alpha: {self.config.alpha:g} is taken over by neftune-plugins, the native hook is off; "
             f"noise in {', '.join(self.embeddings)}, {self.config}"
@@ -251,6 +267,8 @@ class Handle:
         """Say that the training ended as planned: raises NoiseNotAppliedError if there never was any noise, or if the
         last step ran in evaluation mode."""
         watch = self._noise.watch
+        if self.config.alpha == 0:
+            return
         if not watch.ever_noised:
             raise self._without_noise("the training ended without any noise")
         if watch.ran_in_evaluation and not watch.noised:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from neftune_plugins.config import NoiseConfig, from_command_line, key, keys_in, read, unknown_choice
+from neftune_plugins.config import NO_NOISE, NoiseConfig, from_command_line, key, keys_in, read, unknown_choice
 from neftune_plugins.errors import NoiseConfigError
 from neftune_plugins.plugins.manager import noise_types
 
@@ -30,7 +30,7 @@ def no_noise_line(keys: Mapping[str, Any], given: Mapping[str, Any] | None = Non
     config, is_on = _read(keys, given or {})
     if config is None or is_on:
         return ""
-    return "neftune_noise_alpha: 0 asks for no noise: the embeddings are left as they are"
+    return NO_NOISE
 
 
 def check_type(config: NoiseConfig) -> None:

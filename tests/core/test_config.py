@@ -65,11 +65,6 @@ def test_zero_does_not_hide_a_wrong_companion():
         resolve({"neftune_noise_alpha": 0, "neftune_noise_type": "gausian"})
 
 
-def test_noise_of_alpha_zero_is_no_configuration():
-    with pytest.raises(NoiseConfigError, match=r"neftune_noise_alpha: 0 must be finite and above 0"):
-        NoiseConfig(alpha=0)
-
-
 class Scalar:
     """As NumPy has them: no subclass of Python's numbers."""
 

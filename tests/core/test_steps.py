@@ -159,3 +159,22 @@ def test_compiled_steps_are_watched_without_recompiling(backend):
         with pytest.raises(NoiseNotAppliedError, match="evaluation mode"):
             handle.step = 5
     torch.compiler.reset()
+
+
+def test_zero_is_no_noise_and_no_fault(caplog):
+    model = ToyModel().train()
+    caplog.set_level("INFO", "neftune_plugins")
+    with install(model, NoiseConfig(alpha=0)) as handle:
+        for handle.step in range(3):
+            assert not model.noise(IDS, attention_mask=MASK).any()
+            assert (handle.alpha, handle.metrics()) == (0, {})
+        assert not any(module._forward_hooks for module in model.modules())
+    assert [record.message for record in caplog.records] == [str(handle)]
+
+
+def test_zero_takes_earlier_noise_out():
+    model = ToyModel().train()
+    earlier = install(model, CONFIG)
+    install(model, NoiseConfig(alpha=0))
+    assert not earlier.installed
+    assert not model.noise(IDS, attention_mask=MASK).any()
