@@ -5,7 +5,7 @@ from pathlib import Path
 
 from neftune_transformers.framework import NATIVE
 
-from neftune_axolotl.training import TRAINING
+from neftune_axolotl.training import OLDER_NAME, TRAINING, no_training
 from neftune_plugins import CheckedModel, DemoOptions, Framework, hookimpl
 
 
@@ -40,5 +40,7 @@ def neftune_frameworks() -> Iterable[Framework]:
             signs=(frozenset({"base_model", "datasets"}), frozenset({"base_model", "pretraining_dataset"})),
             check=_check,
             training=TRAINING,
+            no_training=no_training,
+            older_names={OLDER_NAME: "neftune_noise_alpha"},
         )
     ]

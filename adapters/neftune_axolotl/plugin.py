@@ -12,6 +12,7 @@ from neftune_transformers import NEFTuneCallback
 from pydantic import BaseModel, Field, create_model, model_validator
 from transformers import TrainerCallback
 
+from neftune_axolotl.training import OLDER_NAME as _OLDER_NAME
 from neftune_plugins import (
     NoiseConfig,
     NoiseConfigError,
@@ -27,8 +28,6 @@ from neftune_plugins import (
 )
 
 _ALPHA = "neftune_noise_alpha"
-# Axolotl's name of the key before it was neftune_noise_alpha; it moves the value to the new one.
-_OLDER_NAME = "noisy_embedding_alpha"
 _LOG = get_logger("axolotl.neftune")  # Axolotl shows what its own loggers are told, and no others'
 
 

@@ -10,8 +10,9 @@ from omegaconf import OmegaConf
 from neftune_llamafactory.arguments import KEYS
 from neftune_plugins import CheckedModel, NoiseNotAppliedError, keys_in, unpatched
 
-# Whether this machine could run it is not the question: bf16 needs a GPU, and DeepSpeed its launcher.
-_ANYWHERE = ["use_cpu=true", "deepspeed=null"]
+# Whether this machine could run it is not the question: what it has of devices, launchers, files and packages.
+_ANYWHERE = ["use_cpu=true", "overwrite_output_dir=true"]
+_OF_A_MACHINE = ("accelerator_config", "ddp_backend", "deepspeed", "fsdp", "fsdp_config", "tf32")
 
 
 def adapter() -> str:
@@ -28,8 +29,10 @@ def check(file: Path) -> Sequence[CheckedModel]:
     """As `llamafactory-cli` reads a file, of the classic path or of V1."""
     config = OmegaConf.to_container(OmegaConf.load(file))
     v1 = "model_name_or_path" not in config
+    elsewhere = [] if v1 else [*_ANYWHERE, *(f"{name}=null" for name in _OF_A_MACHINE if name in config)]
     bf16 = patch("llamafactory.hparams.parser.is_torch_bf16_gpu_available", lambda: True)
-    with bf16, patch("sys.argv", ["llamafactory-cli", str(file), *([] if v1 else _ANYWHERE)]):
+    packages = patch("llamafactory.hparams.parser.check_version", lambda *_, **__: None)
+    with bf16, packages, patch("sys.argv", ["llamafactory-cli", str(file), *elsewhere]):
         if v1:
             from llamafactory.v1.config import get_args
 

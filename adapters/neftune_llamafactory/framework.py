@@ -5,7 +5,7 @@ from pathlib import Path
 
 from neftune_transformers.framework import NATIVE
 
-from neftune_llamafactory.training import TRAINING
+from neftune_llamafactory.training import TRAINING, no_training
 from neftune_plugins import CheckedModel, DemoOptions, Framework, hookimpl
 
 
@@ -43,5 +43,7 @@ def neftune_frameworks() -> Iterable[Framework]:
             signs=tuple(map(frozenset, _SIGNS)),
             check=_check,
             training=TRAINING,
+            no_training=no_training,
+            exponents=True,
         )
     ]

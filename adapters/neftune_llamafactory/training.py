@@ -1,7 +1,9 @@
 """LLaMA-Factory's own training command."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from neftune_plugins import TrainingCommand
 
@@ -9,6 +11,15 @@ from neftune_plugins import TrainingCommand
 def arguments(config: Path) -> list[str]:
     """The command line that trains what a configuration says."""
     return [str(Path(sys.executable).with_name("llamafactory-cli")), "train", str(config)]
+
+
+def no_training(config: Mapping[str, Any]) -> str:
+    """Why a run with this configuration trains nothing; empty where it trains. V1 trains whatever it is given."""
+    if "model_name_or_path" in config and not config.get("do_train"):
+        return f"do_train is {'false' if 'do_train' in config else 'left out, which is false'}; set do_train: true"
+    if config.get("num_train_epochs") == 0 and not config.get("max_steps"):
+        return "num_train_epochs is 0; set num_train_epochs: 1"
+    return ""
 
 
 TRAINING = TrainingCommand(

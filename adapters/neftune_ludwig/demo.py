@@ -3,39 +3,28 @@
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from neftune_transformers.demo import Training, run
+from neftune_transformers.demo import Training, as_yaml, number, run
 
 from neftune_ludwig.training import arguments, trained_model
-from neftune_plugins import DemoOptions
-
-CONFIG = """\
-model_type: llm
-base_model: {model}
-input_features:
-  - {{name: prompt, type: text}}
-output_features:
-  - {{name: answer, type: text}}
-preprocessing:
-  global_max_sequence_length: 512
-  split: {{probabilities: [1.0, 0.0, 0.0]}}
-model_parameters:
-  {line}
-trainer:
-  type: finetune
-  batch_size: 4
-  gradient_accumulation_steps: 1
-  learning_rate: {rate}
-  learning_rate_scheduler: {{decay: cosine, warmup_fraction: 0.07}}
-  skip_all_evaluation: true
-  {length}
-backend: {{type: local}}
-"""
+from neftune_plugins import DemoOptions, NEFTuneError
 
 
 def demo(options: DemoOptions) -> None:
-    """Train with `ludwig train`."""
+    """Train with `ludwig train`. Raises NEFTuneError, beside what `run` raises, for a folder that Ludwig cannot use."""
+    _stop_if_no_url(options.folder)
     run(options, _prepare)
+
+
+def _stop_if_no_url(folder: Path) -> None:
+    """Ludwig reads paths as URLs: it would write into a folder whose name ends before a # or a ?."""
+    found = next((char for char in "#?%;" if char in str(folder)), None)
+    if found is not None:
+        raise NEFTuneError(
+            f"--output {folder}: Ludwig reads paths as URLs, and would write elsewhere because of the {found} in "
+            "this one; choose a folder without #, ?, % and ;"
+        )
 
 
 def _prepare(options: DemoOptions, model: Path, data: Path) -> Training:
@@ -43,14 +32,32 @@ def _prepare(options: DemoOptions, model: Path, data: Path) -> Training:
     output = Path(tempfile.mkdtemp(prefix="ludwig-", dir=options.folder))
     dataset = output / "train.jsonl"
     _write_columns(data, dataset)
-    line = f"neftune_noise_alpha: {options.alpha:g}"
-    length = "epochs: 1" if options.steps is None else f"train_steps: {options.steps}"
-    # A tiny model is random and learns from scratch.
-    rate = "0.001" if options.tiny else "0.00001"
+    noise = {"neftune_noise_alpha": number(options.alpha)}
     config = options.folder / "ludwig.yaml"
-    config.write_text(CONFIG.format(model=model, line=line, rate=rate, length=length))
+    config.write_text(as_yaml(_config(options, model) | {"model_parameters": noise}), encoding="utf-8")
     command = [*arguments(config, output), "--dataset", str(dataset), "--skip_save_progress"]
-    return Training(config, line, command, trained_model(output))
+    return Training(config, as_yaml(noise).strip(), command, trained_model(output))
+
+
+def _config(options: DemoOptions, model: Path) -> dict[str, Any]:
+    length = {"epochs": 1} if options.steps is None else {"train_steps": options.steps}
+    return {
+        "model_type": "llm",
+        "base_model": str(model),
+        "input_features": [{"name": "prompt", "type": "text"}],
+        "output_features": [{"name": "answer", "type": "text"}],
+        "preprocessing": {"global_max_sequence_length": 512, "split": {"probabilities": [1.0, 0.0, 0.0]}},
+        "trainer": {
+            "type": "finetune",
+            "batch_size": 4,
+            "gradient_accumulation_steps": 1,
+            "learning_rate": 1e-3 if options.tiny else 1e-5,  # a tiny model is random and learns from scratch
+            "learning_rate_scheduler": {"decay": "cosine", "warmup_fraction": 0.07},
+            "skip_all_evaluation": True,
+            **length,
+        },
+        "backend": {"type": "local"},
+    }
 
 
 def _write_columns(messages: Path, dataset: Path) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from neftune_ludwig.training import TRAINING
+from neftune_ludwig.training import PLACES, TRAINING, no_training
 from neftune_plugins import CheckedModel, DemoOptions, Framework, hookimpl
 
 
@@ -38,5 +38,8 @@ def neftune_frameworks() -> Iterable[Framework]:
             signs=(frozenset({"input_features", "output_features"}),),
             check=_check,
             training=TRAINING,
+            places=PLACES,
+            searched=frozenset({"hyperopt"}),
+            no_training=no_training,
         )
     ]

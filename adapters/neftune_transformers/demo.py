@@ -6,12 +6,13 @@ import os
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neftune_plugins import REPORT_VARIABLE, DemoOptions, NEFTuneError, NoiseConfig
@@ -34,6 +35,16 @@ class Training:
     line: str
     command: list[str]
     model: Path
+
+
+def number(alpha: float) -> int | float:
+    """Alpha as one writes it: 5, not 5.0."""
+    return int(alpha) if alpha.is_integer() else alpha
+
+
+def as_yaml(config: Mapping[str, Any]) -> str:
+    """A configuration in the order that it has, each value in quotes where it needs them."""
+    return str(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=10**6))
 
 
 Prepare = Callable[[DemoOptions, Path, Path], Training]

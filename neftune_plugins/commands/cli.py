@@ -7,16 +7,20 @@ import argparse
 import importlib.metadata
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from neftune_plugins.commands import diagnosis
+from neftune_plugins.commands.ending import ended_well
+from neftune_plugins.commands.options import count, counts, number
 from neftune_plugins.commands.terminal import table
 from neftune_plugins.errors import NEFTuneError
 
 if TYPE_CHECKING:
     from neftune_plugins.plugins import Framework
+
+_T = TypeVar("_T")
 
 _LENGTHS = (32, 128, 512)
 # Each entry point is a function that adds its parser to the sub-commands, and may not import torch.
@@ -26,30 +30,39 @@ _COMMANDS = "neftune_plugins.commands"
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command. Exits with 1 and a message on standard error where it cannot do what it was asked for, and with
     2 where nothing can be done here; with what else, docs/commands.md says."""
-    options = _parsed(list(sys.argv[1:] if arguments is None else arguments))
-    try:
-        if options.run is not _doctor:
-            _prepare()
-        sys.exit(options.run(options))
-    except NEFTuneError as error:
-        sys.exit(f"neftune: {error}")
+    with ended_well():
+        options = _parsed(list(sys.argv[1:] if arguments is None else arguments))
+        try:
+            if options.needs_torch and not options.quick:
+                _prepare()
+            sys.exit(options.run(options))
+        except NEFTuneError as error:
+            print(f"neftune: {error}", file=sys.stderr)
+            sys.exit(1)
 
 
 def _prepare() -> None:
     """Load torch and the plugins, or say what is wrong with them and exit with 2."""
     *_, torch = diagnosis.ground()
-    problem = f"torch {torch.found}; remedy: {torch.remedy}" if torch.remedy else ""
-    if not problem:
-        from neftune_plugins.plugins.manager import frameworks, noise_types
+    if torch.remedy:
+        _stop(f"torch {torch.found}; remedy: {torch.remedy}")
+    from neftune_plugins.plugins.manager import frameworks, noise_types
 
-        try:
-            frameworks()
-            noise_types()
-        except Exception as error:
-            problem = f"a plugin does not work: {diagnosis.one_line(error)}; `neftune doctor` says what to do"
-    if problem:
-        print(f"neftune: {problem}", file=sys.stderr)
-        sys.exit(2)
+    _loaded(frameworks)
+    _loaded(noise_types)
+
+
+def _loaded(provided: Callable[[], _T]) -> _T:
+    """What plugins provide, or exit with 2 where one of them does not work."""
+    try:
+        return provided()
+    except Exception as error:
+        return _stop(f"a plugin does not work: {diagnosis.one_line(error)}; `neftune doctor` says what to do")
+
+
+def _stop(problem: str) -> NoReturn:
+    print(f"neftune: {problem}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _parsed(given: list[str]) -> argparse.Namespace:
@@ -58,7 +71,7 @@ def _parsed(given: list[str]) -> argparse.Namespace:
     command = commands.choices.get(given[0]) if given else None
     hands_on = command is not None and command.get_default("more") is not None
     end = given.index("--") if hands_on and "--" in given else len(given)
-    options = parser.parse_args(given[:end])
+    options = parser.parse_args(given[:end], argparse.Namespace(needs_torch=True, quick=False))
     options.more = given[end + 1 :]  # afterwards: a sub-command's defaults replace what stood there before
     return options
 
@@ -78,8 +91,8 @@ def _parser() -> "tuple[argparse.ArgumentParser, argparse._SubParsersAction[argp
     model = demo.add_mutually_exclusive_group()
     model.add_argument("--model", type=Path, metavar="PATH", help="train the model in this folder instead")
     model.add_argument("--tiny", action="store_true", help="train a random model made on the spot: nothing is fetched")
-    demo.add_argument("--alpha", type=float, default=5.0, help="neftune_noise_alpha (default: 5)")
-    demo.add_argument("--steps", type=int, help="training steps (default: one pass over the data)")
+    demo.add_argument("--alpha", type=number, metavar="ALPHA", default=5.0, help="neftune_noise_alpha (default: 5)")
+    demo.add_argument("--steps", type=count, metavar="N", help="training steps (default: one pass over the data)")
     demo.add_argument("--output", type=Path, default=Path("neftune-demo"), metavar="FOLDER", help="to work in")
     demo.set_defaults(run=_demo)
     doctor_ = commands.add_parser(
@@ -88,7 +101,7 @@ def _parser() -> "tuple[argparse.ArgumentParser, argparse._SubParsersAction[argp
         description="Imports each framework that is installed, and looks at its version, its adapter and torch. Exits "
         "with 0 where all that is installed works, 1 where something is wrong, 2 where no framework is installed.",
     )
-    doctor_.set_defaults(run=_doctor)
+    doctor_.set_defaults(run=_doctor, needs_torch=False)
     check_ = commands.add_parser(
         "check",
         help="pass configuration files through their framework's own validation, without the model",
@@ -98,13 +111,29 @@ def _parser() -> "tuple[argparse.ArgumentParser, argparse._SubParsersAction[argp
     check_.add_argument("files", type=Path, nargs="+", metavar="CONFIG", help="of Axolotl, Ludwig or LLaMA-Factory")
     check_.add_argument("--framework", metavar="NAME", help="whose it is; by default recognised from its keys")
     check_.add_argument(
+        "--quick", action="store_true", help="look at our keys alone, without the framework, in less than a second"
+    )
+    check_.add_argument(
+        "--ignore-others",
+        action="store_true",
+        help="with --quick: take every file for right that has none of our keys, whatever it is",
+    )
+    check_.add_argument(
         "--lengths",
-        type=_lengths,
+        type=counts,
         default=_LENGTHS,
         metavar="L,L,...",
         help="of the examples whose noise is shown, in tokens (default: %(default)s)",
     )
     check_.set_defaults(run=_check)
+    schema_ = commands.add_parser(
+        "schema",
+        help="print a JSON schema of our keys in a framework's configuration, for editors",
+        description="Prints a JSON schema (draft 2020-12) of our keys where they belong in a configuration file; what "
+        "else is in the file is not looked at.",
+    )
+    schema_.add_argument("framework", metavar="FRAMEWORK", help="whose configuration")
+    schema_.set_defaults(run=_schema, needs_torch=False)
     for name, run, help in (
         ("frameworks", _frameworks, "list the frameworks that have an adapter"),
         ("noise-types", _noise_types, "list what neftune_noise_type may name"),
@@ -145,18 +174,30 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from neftune_plugins.commands import check
+    from neftune_plugins.commands import checked
 
-    results = check.check(options.files, options.framework, options.lengths)
-    print(json.dumps(check.as_json(results), indent=2) if options.json else check.report(results))
+    if options.quick:
+        from neftune_plugins.commands.quick import quick
+        from neftune_plugins.plugins.manager import frameworks_without_torch
+
+        known = _loaded(frameworks_without_torch)
+        results = quick(options.files, known, options.framework, ignore_others=options.ignore_others)
+    else:
+        from neftune_plugins.commands.check import check
+
+        results = check(options.files, options.framework, options.lengths)
+    print(json.dumps(checked.as_json(results), indent=2, default=str) if options.json else checked.report(results))
     return max(result.status for result in results)
 
 
-def _lengths(text: str) -> tuple[int, ...]:
-    lengths = tuple(map(int, text.split(",")))
-    if min(lengths) < 1:
-        raise argparse.ArgumentTypeError("a length is 1 token or more")
-    return lengths
+def _schema(options: argparse.Namespace) -> None:
+    from neftune_plugins.commands.schema import schema
+    from neftune_plugins.plugins.manager import frameworks_without_torch
+
+    known = {one.name: one for one in _loaded(frameworks_without_torch).values() if one.signs}
+    if options.framework not in known:
+        raise NEFTuneError(f"{options.framework}: there is no such framework; there are: {', '.join(known)}")
+    print(json.dumps(schema(known[options.framework]), indent=2))
 
 
 def _frameworks(options: argparse.Namespace) -> None:

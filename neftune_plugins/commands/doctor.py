@@ -30,9 +30,13 @@ def doctor() -> list[Finding]:
     present = [framework for framework in known if version(framework.distribution) is not None]
     untested = {framework.name: installed.untested(framework) for framework in present}
     with waiting("importing " + ", ".join([*untested, "torchaudio"])), ThreadPoolExecutor() as pool:
-        audio = pool.submit(_torchaudio)
-        probed = dict(zip(untested, pool.map(_probe, untested), strict=True))
-        findings += audio.result()
+        try:
+            audio = pool.submit(_torchaudio)
+            probed = dict(zip(untested, pool.map(_probe, untested), strict=True))
+            findings += audio.result()
+        except KeyboardInterrupt:
+            worker.stop()  # the pool waits for them
+            raise
     repairs = [_reinstall(framework, untested[framework.name]) for framework in present if untested[framework.name]]
     for framework in present:
         for requirement in installed.tested(framework):
@@ -66,13 +70,18 @@ def _with_remedy(finding: Finding, repairs: Sequence[str]) -> Finding:
 
 
 def _environment() -> Iterator[Finding]:
-    for variable in (VARIABLE, _TORCHS_VARIABLE):
-        if os.environ.get(variable) == "0":
-            yield Finding("environment", "autoload", f"off: {variable}=0", "wrong", f"unset {variable}")
-            break
-    else:
-        yield Finding("environment", "autoload", "on")
+    off = next(filter(None, (_off(variable) for variable in (VARIABLE, _TORCHS_VARIABLE))), None)
+    yield off or Finding("environment", "autoload", "on")
     yield from _plugins()
+
+
+def _off(variable: str) -> Finding | None:
+    """What an environment variable switches off: ours with 0, torch's own with everything but 1."""
+    value = os.environ.get(variable, "1")
+    if value == "1" or (variable == VARIABLE and value != "0"):
+        return None
+    why = "" if value == "0" else ", and torch takes everything but 1 as off"
+    return Finding("environment", "autoload", f"off: {variable}={value}{why}", "wrong", f"unset {variable}")
 
 
 def _plugins() -> Iterator[Finding]:

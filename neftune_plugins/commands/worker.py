@@ -6,15 +6,19 @@ python -m neftune_plugins.commands.worker FILE package.module:function ARGUMENT.
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from neftune_plugins.errors import NEFTuneError
 from neftune_plugins.plugins.framework import Framework
 from neftune_plugins.plugins.manager import frameworks
+
+_running: "set[subprocess.Popen[bytes]]" = set()
 
 LONGEST = 600  # seconds; the imports of a framework take up to two minutes on a busy machine with a cold disk
 
@@ -27,25 +31,43 @@ def call(function: str, *arguments: str) -> Any:
     with tempfile.TemporaryDirectory(prefix="neftune-") as folder:
         result = Path(folder) / "result.json"
         command = [sys.executable, "-P", "-m", "neftune_plugins.commands.worker", str(result), function, *arguments]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        try:
-            process = subprocess.run(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                timeout=LONGEST,
-                text=True,
-                errors="replace",
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise NEFTuneError(f"there was no answer within {LONGEST} s") from None
+        written = _run(command, Path(folder) / "output.txt")
         if not result.exists():
-            last = process.stdout.strip().splitlines()[-1:] or ["it wrote nothing"]
-            raise NEFTuneError(f"the process ended with status {process.returncode}: {last[0]}")
+            raise NEFTuneError(written)
         return json.loads(result.read_text())
+
+
+def stop() -> None:
+    """Stop the processes of all calls, with what they have started."""
+    for process in list(_running):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _run(command: list[str], output: Path) -> str:
+    """Run a command to its end. Gives how it ended, with the last line that it wrote."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    _running.add(process)
+    try:
+        status = process.wait(LONGEST)
+    except subprocess.TimeoutExpired:
+        raise NEFTuneError(f"there was no answer within {LONGEST} s") from None
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        _running.discard(process)
+    last = output.read_text(errors="replace").strip().splitlines()[-1:] or ["it wrote nothing"]
+    return f"the process ended with status {status}: {last[0]}"
 
 
 def imported(name: str) -> Framework:

@@ -1,6 +1,7 @@
 """The configuration keys: what they are, how their values are read, and where they belong."""
 
 from neftune_plugins.config.keys import (
+    BUILT_IN_TYPES,
     KEYS,
     NO_NOISE,
     NoiseConfig,
@@ -15,6 +16,7 @@ from neftune_plugins.config.options import from_command_line, refuse_options
 from neftune_plugins.config.places import Place, refuse_misplaced
 
 __all__ = [
+    "BUILT_IN_TYPES",
     "KEYS",
     "NO_NOISE",
     "NoiseConfig",

@@ -17,11 +17,15 @@ _LARGEST_ALPHA = 1e30  # float32, the noise's own precision, holds it and what i
 
 Length = Literal["sequence", "padded"]
 Schedule = Literal["constant", "linear", "cosine"]
+BUILT_IN_TYPES = ("uniform", "gaussian", "bernoulli")
 
 
-def _field(default: Any, *, key: str, annotation: Any, help: str, said: Callable[[Any], Any] | None = None) -> Any:
-    """said: what a value of the key says, as a number or a boolean; None if it says none."""
-    metadata = {"key": key, "annotation": annotation, "help": help, "said": said or (lambda value: value)}
+def _field(
+    default: Any, *, key: str, annotation: Any, help: str, said: Callable[[Any], Any] | None = None, **bounds: float
+) -> Any:
+    """said: what a value of the key says, as a number or a boolean; None if it says none.
+    bounds: the `least` and the `most` that a number may be."""
+    metadata = {"key": key, "annotation": annotation, "help": help, "said": said or (lambda value: value), **bounds}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -43,6 +47,8 @@ class NoiseConfig:
         key="neftune_noise_alpha",
         annotation=float | None,
         said=number,
+        least=0,
+        most=_LARGEST_ALPHA,
         help="Strength of the noise: alpha in alpha / sqrt(L d). A finite number above 0; the paper uses 5, 10 and "
         "15. Left out or 0, there is no noise.",
     )
@@ -71,6 +77,8 @@ class NoiseConfig:
         key="neftune_noise_seed",
         annotation=int | None,
         said=integer,
+        least=0,
+        most=2**64 - 1,
         help="Seed of the noise, an integer of at least 0. Left out, it is the run's seed.",
     )
     metrics: bool = _field(
@@ -85,6 +93,7 @@ class NoiseConfig:
         key="neftune_clean_loss_steps",
         annotation=int | None,
         said=integer,
+        least=1,
         help="In every so many-th optimisation step the batches are evaluated once more without noise, and that loss "
         "is logged. An integer of at least 1. Left out, it never is.",
     )

@@ -1,9 +1,12 @@
 """Describes a training framework to the `neftune` command."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from neftune_plugins.config import Place
+from neftune_plugins.plugins.places import KeyPlace
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,12 @@ class CheckedModel:
     seed_place: path of the seed in the file.
     """
 
-    place: tuple[str | int, ...]
+    place: Place
     keys: Mapping[str, Any]
     model: str
     native: bool
     seed: int | None = None
-    seed_place: tuple[str | int, ...] = ("seed",)
+    seed_place: Place = ("seed",)
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class TrainingCommand:
 
     arguments: Callable[[Path, int, Path], list[str]]
     model: Callable[[Path], Path]
-    owners: Callable[[Mapping[str, Any]], Sequence[tuple[str | int, ...]]] = lambda config: [()]
+    owners: Callable[[Mapping[str, Any]], Sequence[Place]] = lambda config: [()]
     settings: Callable[[int, Path], Mapping[str, Any]] = lambda seed, folder: {}
 
 
@@ -76,6 +79,11 @@ class Framework:
     check: has the framework validate a configuration file, without a model and without network, and returns the models
         that it trains. Raises any error of the validation. Called after `modules` were imported.
     training: how to train with it, or None if `neftune sweep` does not support it.
+    places: where our keys belong in its configuration files.
+    older_names: top-level keys that the framework itself reads as one of our keys, name -> our key.
+    searched: top-level keys that describe a search over configurations; our names may appear anywhere in them.
+    no_training: (configuration) -> why a run with it trains nothing, and the remedy; empty if it trains.
+    exponents: whether its YAML reader takes 1e5 for a number, as YAML 1.2 does; YAML 1.1 requires 1.0e+5.
     """
 
     name: str
@@ -87,3 +95,12 @@ class Framework:
     signs: tuple[frozenset[str], ...] = ()
     check: Callable[[Path], Sequence[CheckedModel]] | None = None
     training: TrainingCommand | None = None
+    places: tuple[KeyPlace, ...] = (KeyPlace(),)
+    older_names: Mapping[str, str] = field(default_factory=dict)
+    searched: frozenset[str] = frozenset()
+    no_training: Callable[[Mapping[str, Any]], str] = lambda config: ""
+    exponents: bool = False
+
+    def places_in(self, config: Mapping[str, Any]) -> list[Place]:
+        """The paths in a configuration where our keys belong. The mapping at a path may be missing."""
+        return [place for known in self.places for place in known.found(config)]

@@ -1,16 +1,24 @@
 """Finds the installed plugins and collects the noise types, layout readers and frameworks that they provide."""
 
+from __future__ import annotations
+
+import importlib.metadata
 import itertools
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
-from typing import Protocol, TypeVar
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import pluggy
 
 from neftune_plugins.errors import NEFTuneError
-from neftune_plugins.noise import LayoutReader, NoiseType
 from neftune_plugins.plugins import hookspecs
 from neftune_plugins.plugins.framework import Framework
+
+if TYPE_CHECKING:
+    from neftune_plugins.noise import LayoutReader, NoiseType
 
 ENTRY_POINT_GROUP = "neftune_plugins"
 
@@ -51,6 +59,38 @@ def layout_readers() -> tuple[LayoutReader, ...]:
 def frameworks() -> dict[str, Framework]:
     """Return the registered frameworks by name. Raises ValueError if two plugins use the same name."""
     return _by_name("framework", plugin_manager().hook.neftune_frameworks())
+
+
+def frameworks_without_torch() -> dict[str, Framework]:
+    """As `frameworks`, without importing torch, which takes seconds: plugins whose modules need it are left out, the
+    providers of noise among them."""
+    manager = pluggy.PluginManager(ENTRY_POINT_GROUP)
+    manager.add_hookspecs(hookspecs)
+    with _torch_left_out():
+        for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+            try:
+                plugin = point.load()
+            except ModuleNotFoundError as error:
+                if error.name != "torch":
+                    raise
+                continue
+            if not manager.has_plugin(point.name):
+                manager.register(plugin, point.name)
+    return _by_name("framework", manager.hook.neftune_frameworks())
+
+
+@contextmanager
+def _torch_left_out() -> Iterator[None]:
+    """Have imports of torch fail, unless it is there already."""
+    if "torch" in sys.modules:
+        yield
+        return
+    modules: dict[str, ModuleType | None] = vars(sys)["modules"]
+    modules["torch"] = None  # Python's own way to say so
+    try:
+        yield
+    finally:
+        del modules["torch"]
 
 
 def providers(hook: str) -> dict[str, str]:

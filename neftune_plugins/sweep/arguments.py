@@ -30,7 +30,7 @@ def _run(options: argparse.Namespace) -> int:
             raise NEFTuneError(f'{error}; install what a sweep needs: pip install "neftune-plugins[sweep]"') from None
         return sweep(options)
     except KeyboardInterrupt:
-        print("\nStopped before the first trial; nothing was trained.", flush=True)
+        print("\nStopped before the first trial; nothing was trained.")
         return 130
 
 

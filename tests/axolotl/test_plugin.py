@@ -20,7 +20,7 @@ from tests.axolotl.driver import NEEDS_PLUGINS_KEY, OUR_PLUGIN, make_driver, wit
 from tests.axolotl.runs import SCRIPTS, WARM, axolotl_cli, axolotl_torchrun, run_axolotl
 from tests.support import specification
 from tests.support.bad_values import BAD_KEYS, MISPLACED
-from tests.support.demo import check_demo
+from tests.support.demo import AWKWARD, check_demo
 from tests.support.probe import per_example, ratio
 from tests.support.recorder import Run
 
@@ -385,8 +385,10 @@ def neftune(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comple
 
 
 def test_the_demo_trains_and_reports(tmp_path):
-    result = neftune("demo", "--tiny", "--steps", "4", cwd=tmp_path)
-    folder = tmp_path / "neftune-demo"
+    place = tmp_path / AWKWARD
+    place.mkdir()
+    result = neftune("demo", "--tiny", "--steps", "4", cwd=place)
+    folder = place / "neftune-demo"
     check_demo(result, folder / "axolotl.yml", folder / "trained")
 
 

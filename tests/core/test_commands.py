@@ -6,70 +6,20 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+import subprocess
+import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from neftune_plugins import NoiseConfig
-from neftune_plugins.commands.check import Checked, report
+from neftune_plugins.commands.checked import Checked, report
 from neftune_plugins.config import key
 from tests.support.commands import neftune, on_a_terminal
 from tests.support.documentation import ROOT, shown
-
-PLUGIN = """
-from pathlib import Path
-from neftune_plugins import CheckedModel, Framework, NEFTuneError, NoiseConfig, hookimpl
-
-def adapter():
-    import little
-    if not getattr(little, "patched", True):
-        raise NEFTuneError("little is not patched")
-    return "by hand"
-
-def check(file):
-    import yaml
-    config = yaml.safe_load(file.read_text())
-    print("little says hello")
-    ours = {name: value for name, value in config["noise"].items()}
-    NoiseConfig.from_keys(ours)
-    if config["little_model"] == "gone":
-        raise ValueError("little_model is gone")
-    return [CheckedModel(("noise",), ours, config["little_model"], native=True, seed=config.get("seed"))]
-
-@hookimpl
-def neftune_frameworks():
-    return [Framework("little", distribution="little", modules=("little",), native=("little:hook",), adapter=adapter,
-                      signs=(frozenset({"little_model", "noise"}),), check=check)]
-"""
-
-
-def distribution(site: Path, name: str, version: str, requires: tuple[str, ...] = (), points: str = "") -> None:
-    """Install a distribution without modules in a folder."""
-    folder = site / f"{name.replace('-', '_')}-{version}.dist-info"
-    folder.mkdir(parents=True)
-    extras = "".join(f"Requires-Dist: {requirement}\n" for requirement in requires)
-    (folder / "METADATA").write_text(f"Metadata-Version: 2.3\nName: {name}\nVersion: {version}\n{extras}")
-    (folder / "entry_points.txt").write_text(points)
-
-
-@pytest.fixture
-def little(tmp_path: Path) -> Callable[..., dict[str, str]]:
-    """Installs the framework, and gives the environment variables with which it is found."""
-
-    def install(module: str = "hook = None", version: str = "1.5", plugin: str = PLUGIN) -> dict[str, str]:
-        site = tmp_path / "site"
-        point = "[neftune_plugins]\nlittle = little_adapter\n"
-        requirements = ('little>=1,<2; extra == "little"', 'other; extra == "more"')
-        distribution(site, "little-adapter", "3.0", requirements, point)
-        distribution(site, "little", version)
-        (site / "little_adapter.py").write_text(plugin)
-        (site / "little.py").write_text(module)
-        paths = [str(site), *filter(None, [os.environ.get("PYTHONPATH")])]
-        return {"PYTHONPATH": os.pathsep.join(paths)}
-
-    return install
+from tests.support.little import PLUGIN, distribution
 
 
 def findings(environment: dict[str, str], about: str = "little") -> tuple[int, dict[str, dict]]:
@@ -125,14 +75,39 @@ def test_the_doctor_on_an_adapter_that_is_not_active(little):
     assert found["native hook"]["found"] == "this release has none"
 
 
-@pytest.mark.parametrize("variable", ["NEFTUNE_PLUGINS", "TORCH_DEVICE_BACKEND_AUTOLOAD"])
-def test_the_doctor_tells_what_is_switched_off(little, variable):
-    environment = little() | {variable: "0"}
+@pytest.mark.parametrize(
+    ("variable", "value", "why"),
+    [
+        ("NEFTUNE_PLUGINS", "0", ""),
+        ("TORCH_DEVICE_BACKEND_AUTOLOAD", "0", ""),
+        ("TORCH_DEVICE_BACKEND_AUTOLOAD", "true", ", and torch takes everything but 1 as off"),
+        ("TORCH_DEVICE_BACKEND_AUTOLOAD", "", ", and torch takes everything but 1 as off"),
+    ],
+)
+def test_the_doctor_tells_what_is_switched_off(little, variable, value, why):
+    environment = little() | {variable: value}
     status, found = findings(environment, "environment")
     assert status == 1
-    assert (found["autoload"]["found"], found["autoload"]["remedy"]) == (f"off: {variable}=0", f"unset {variable}")
+    said = f"off: {variable}={value}{why}"
+    assert (found["autoload"]["found"], found["autoload"]["remedy"]) == (said, f"unset {variable}")
     if variable == "NEFTUNE_PLUGINS":
         assert findings(environment)[1]["adapter"]["remedy"] == "unset NEFTUNE_PLUGINS"
+
+
+def test_torch_takes_everything_but_1_as_off():
+    """As the doctor says."""
+    script = "import sys, torch; print('neftune_ludwig.autoload' in sys.modules)"
+    for value, loaded in {"1": True, "0": False, "true": False, "": False}.items():
+        environment = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": value}
+        result = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+        )
+        assert result.stdout.strip() == str(loaded), value
+
+
+@pytest.mark.parametrize(("variable", "value"), [("NEFTUNE_PLUGINS", "1"), ("TORCH_DEVICE_BACKEND_AUTOLOAD", "1")])
+def test_the_doctor_tells_what_is_on(little, variable, value):
+    assert findings(little() | {variable: value}, "environment")[1]["autoload"]["found"] == "on"
 
 
 def test_the_doctor_on_a_plugin_that_does_not_load(little):
@@ -184,7 +159,7 @@ def test_the_listings_have_those_of_plugins(little):
     assert {row[0] for row in rows} >= {"axolotl", "ludwig", "llamafactory", "transformers"}
     listing = neftune("noise-types").stdout
     rows = [line.split() for line in listing.splitlines()]
-    assert listing.startswith(shown("docs/commands.md", "text", 3))  # users do not have the tests' example plugin
+    assert listing.startswith(shown("docs/commands.md", "text", 4))  # users do not have the tests' example plugin
     assert {row[0]: (row[1], row[-1]) for row in rows[1:]} == {
         "uniform": ("0.5774", "neftune-plugins"),
         "gaussian": ("1.0000", "neftune-plugins"),
@@ -206,7 +181,10 @@ RIGHT = {
     "gaussian": CONFIG,
     "padded": CONFIG.replace("gaussian", "uniform") + "  neftune_noise_length: padded\n",
     "falling": CONFIG.replace("seed: 7\n", "") + "  neftune_noise_schedule: linear\n",
+    "zero": CONFIG.replace("alpha: 5", "alpha: 0"),
     "quiet": "little_model: m\nnoise: {}\n",
+    "idle": "little_model: m\nnoise: {}\nepochs: 0\n",
+    "noted": "seed: 1\n" + CONFIG,
     "json": json.dumps({"little_model": "m", "noise": {"neftune_noise_alpha": 5}}),
 }
 # Each with the exit status, the line and the message.
@@ -216,8 +194,22 @@ WRONG = {
     "key": (CONFIG.replace("type", "tipe"), 1, 6, "did you mean neftune_noise_type?"),
     "theirs": (CONFIG.replace(": m", ": gone"), 1, 3, "little_model is gone"),
     "no_yaml": (CONFIG.replace("alpha: 5", "alpha: [5"), 1, 6, "this is not YAML: expected ',' or ']'"),
+    "twice": (
+        CONFIG + "  neftune_noise_alpha: 6\n",
+        1,
+        7,
+        "there twice in noise, in lines 5 and 7; YAML takes the last",
+    ),
+    "lost": (CONFIG + "noise:\n  x: 1\n", 1, 7, "noise is there twice, in lines 4 and 7; YAML takes the last"),
+    "misplaced": (
+        CONFIG + "trl: {neftune_noise_seed: 5}\n",
+        1,
+        7,
+        "trl.neftune_noise_seed: 5 has no effect there; write neftune_noise_seed: 5 in noise",
+    ),
+    "idle": (CONFIG + "epochs: 0\n", 1, 5, "no effect, because nothing trains: epochs is 0; set epochs: 1, or take"),
     "unknown": ("a: 1\n", 2, None, "it is of no framework ("),
-    "empty": ("", 2, None, "by its keys it is of no framework"),
+    "empty": ("", 2, None, "the file is empty; a configuration has keys"),
     "both": (CONFIG + "base_model: m\ndatasets: []\n", 2, None, "it is of more than one framework ("),
 }
 
@@ -256,6 +248,8 @@ def test_check_tells_keys_sources_and_noise(little, tmp_path):
     assert shown.endswith("the first step. Alpha after each quarter of the run: 3.75, 2.5, 1.25, 0.")
     assert "Alpha after" not in report([Checked(**results["gaussian"])])
     assert results["quiet"]["models"][0]["keys"] == {}
+    assert results["zero"]["models"][0]["keys"] == {}
+    assert results["noted"]["notes"] == ["seed is there twice, in lines 1 and 3; YAML takes the last"]
     assert results["json"]["models"][0]["keys"]["neftune_noise_alpha"] == {"value": 5, "source": "line 1"}
 
 
@@ -265,9 +259,9 @@ def test_check_tells_what_is_wrong_and_in_which_line(little, tmp_path):
     for name, (_, *expected, message) in WRONG.items():
         assert [results[name]["status"], results[name]["line"]] == expected, name
         assert message in results[name]["problem"]
-    shown = neftune("check", tmp_path / "zero.yaml", tmp_path / "unknown.yaml", **environment)
+    shown = neftune("check", tmp_path / "negative.yaml", tmp_path / "unknown.yaml", **environment)
     assert shown.returncode == 2
-    assert shown.stdout.startswith(f"{tmp_path}/zero.yaml:5: neftune_noise_alpha: 0 must be")
+    assert shown.stdout.startswith(f"{tmp_path}/negative.yaml:5: neftune_noise_alpha: -1 must be")
     assert f"\n\n{tmp_path}/unknown.yaml: by its keys" in shown.stdout
 
 

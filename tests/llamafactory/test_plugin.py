@@ -40,7 +40,7 @@ from tests.llamafactory.runs import (
 )
 from tests.support import specification
 from tests.support.bad_values import BAD_KEYS, MISPLACED
-from tests.support.demo import check_demo
+from tests.support.demo import AWKWARD, check_demo
 from tests.support.documentation import shown
 from tests.support.logs import LineHandler
 from tests.support.probe import per_example, ratio
@@ -970,6 +970,8 @@ def test_examples_train_with_noise(driver, path, tmp_path, monkeypatch):
 
 def test_the_demo_trains_and_reports(tmp_path):
     command = [SCRIPTS / "neftune", "demo", "--framework", "llamafactory", "--tiny", "--steps", "4"]
-    result = WARM.run(command, cwd=tmp_path, env={**os.environ, **ENVIRONMENT})
-    folder = tmp_path / "neftune-demo"
+    place = tmp_path / AWKWARD
+    place.mkdir()
+    result = WARM.run(command, cwd=place, env={**os.environ, **ENVIRONMENT})
+    folder = place / "neftune-demo"
     check_demo(result, folder / "llamafactory.yaml", folder / "trained")

@@ -3,7 +3,7 @@
 from importlib.metadata import version
 from unittest.mock import Mock
 
-from neftune_plugins.commands.check import Checked, report
+from neftune_plugins.commands.checked import Checked, report
 from tests.support.commands import (
     assert_examples_are_right,
     assert_healthy,
@@ -29,12 +29,7 @@ def test_check_knows_the_right_and_the_wrong(tmp_path):
         "wrong_place": (
             good.replace("model_parameters:\n  neftune", "neftune"),
             3,
-            "5 at the top level has no effect there; write neftune_noise_alpha: 5 in model_parameters",
-        ),
-        "trains_nothing": (
-            good.replace("type: finetune", "type: none"),
-            line_of(good, "neftune_noise_alpha"),
-            "neftune_noise_alpha: 5 has no effect: trainer.type is none",
+            "neftune_noise_alpha: 5 at the top level has no effect there; write neftune_noise_alpha: 5 in model_parameters",
         ),
         "not_a_number": (
             good.replace("epochs: 1", "epochs: many"),

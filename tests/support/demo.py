@@ -4,6 +4,9 @@ import re
 import subprocess
 from pathlib import Path
 
+# The name of a folder that has to be quoted in YAML and on a command line.
+AWKWARD = 'it\'s run #1: "a" {b}'
+
 
 def check_demo(result: "subprocess.CompletedProcess[str]", config: Path, model: Path) -> None:
     """Its report says that the noise was right, `config` has the key once, and there is a trained `model`."""

@@ -13,7 +13,9 @@ import yaml
 
 from benchmarks import alpha, lengths, noise, quality
 from neftune_plugins import CheckedModel, NoiseConfig, NoiseConfigError, resolve
-from neftune_plugins.commands.check import Checked, described, lines_of, report
+from neftune_plugins.commands.check import described
+from neftune_plugins.commands.checked import Checked, report
+from neftune_plugins.commands.reading import read
 from neftune_plugins.config import key
 from neftune_plugins.plugins.manager import plugin_manager
 from tests.support import matrix
@@ -108,7 +110,7 @@ def checked_example() -> str:
     config = yaml.safe_load((ROOT / path).read_text())
     place = "model_parameters"
     model = CheckedModel((place,), config[place], config["base_model"], native=True, seed=42, seed_place=())
-    shown = described(dataclasses.asdict(model), lines_of(ROOT / path), (32, 128, 512))
+    shown = described(dataclasses.asdict(model), read(ROOT / path).lines, (32, 128, 512))
     return "```text\n" + report([Checked(str(path), "ludwig 0.17.10", models=[shown])]) + "\n```"
 
 
