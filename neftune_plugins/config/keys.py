@@ -139,8 +139,10 @@ NO_NOISE = "neftune_noise_alpha: 0 asks for no noise: the embeddings are left as
 
 
 def read(keys: Mapping[str, Any]) -> tuple[NoiseConfig | None, bool]:
-    """The configuration from a framework's keys, and whether there is noise: with an alpha of 0 there is none. Raises as
-    `NoiseConfig.from_keys`."""
+    """The configuration from a framework's keys, and whether there is noise: with an alpha of 0 there is none.
+
+    Raises as `NoiseConfig.from_keys`.
+    """
     refuse_unknown(keys)
     fields = [field for field in dataclasses.fields(NoiseConfig) if keys.get(key(field)) is not None]
     given: dict[str, Any] = {field.name: keys[key(field)] for field in fields}
