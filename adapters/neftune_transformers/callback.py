@@ -1,7 +1,6 @@
 """The Trainer callback."""
 
 import contextlib
-import copy
 import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -12,10 +11,22 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils.logging import get_logger
 
-from neftune_plugins import Handle, NoiseConfig, enabled, install, no_noise_line, refuse_context_parallel, resolve
+from neftune_plugins import (
+    Handle,
+    NoiseConfig,
+    NoiseNotAppliedError,
+    enabled,
+    install,
+    no_noise_line,
+    refuse_context_parallel,
+    resolve,
+)
+from neftune_transformers.traces import leaving_none
 
 if TYPE_CHECKING:
     from transformers import Trainer
+
+_NATIVE = "neftune_post_forward_hook"
 
 
 class NEFTuneCallback(TrainerCallback):
@@ -33,10 +44,12 @@ class NEFTuneCallback(TrainerCallback):
     """
 
     logger: Any = get_logger("transformers.neftune")
+    by_default = False  # whether a framework's trainers have it without being given it
 
     def __init__(self, alpha: float | None = None, **others: Any) -> None:
         self._given = {"alpha": alpha, **others}
         self._handle: Handle | None = None
+        self._begun = False
         self._first_step = 0
         if alpha is not None and enabled():
             resolve({}, self._given)  # a bad value is told here, not when the run begins
@@ -46,24 +59,36 @@ class NEFTuneCallback(TrainerCallback):
         """The configuration for a run with these arguments; None for no noise."""
         return resolve(vars(args), self._given)
 
+    def applies_to(self, args: TrainingArguments) -> bool:
+        """Whether it reads these arguments at all."""
+        return enabled()
+
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if enabled():
+        if self.applies_to(args):
             self.config(args)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        config = self.config(args) if enabled() else None
+        self._begun = True
+        config = self.config(args) if self.applies_to(args) else None
         if config is None:
-            line = no_noise_line(vars(args), self._given) if enabled() else ""
+            line = no_noise_line(vars(args), self._given) if self.applies_to(args) else ""
             if line and state.is_world_process_zero:
                 self.logger.info(line)
             return
+        model = kwargs.get("model")
+        if not isinstance(model, torch.nn.Module):
+            raise NoiseNotAppliedError(
+                f"NEFTuneCallback was given no PyTorch model when the training began, but {type(model).__name__}: this "
+                "trainer is no transformers.Trainer; use neftune_plugins.install(model, config) around its training"
+            )
+        _without_native_hook(model)
         processing_class = kwargs.get("processing_class")
         tokenizer = getattr(processing_class, "tokenizer", processing_class)
         pad_token_id = getattr(tokenizer, "pad_token_id", None)
         self._handle = install(
-            kwargs["model"], config, seed=args.seed, steps=state.max_steps, pad_token_id=pad_token_id
+            model, config, seed=getattr(args, "seed", None), steps=state.max_steps, pad_token_id=pad_token_id
         )
         self._handle.step = self._first_step = state.global_step
         if state.is_world_process_zero:
@@ -72,11 +97,19 @@ class NEFTuneCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self._refuse_late(args, state)
         self._follow(state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # PPO and RLOO of TRL 0.19 do not tell when a step begins.
         self._follow(state)
+
+    def _refuse_late(self, args: TrainingArguments, state: TrainerState) -> None:
+        if not self._begun and self.applies_to(args) and self.config(args) is not None:
+            raise NoiseNotAppliedError(
+                f"NEFTuneCallback was added when training had begun, in step {state.global_step}, and the steps so far "
+                "had no noise of its own; give it to the trainer before train(): Trainer(callbacks=[NEFTuneCallback()])"
+            )
 
     def _follow(self, state: TrainerState) -> None:
         if self._handle is not None and self._handle.step != state.global_step:
@@ -85,6 +118,7 @@ class NEFTuneCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self._refuse_late(args, state)
         handle = self._handle
         self.remove()
         # A resumed run may have nothing left to train.
@@ -107,9 +141,10 @@ class NEFTuneCallback(TrainerCallback):
     def surrounding(self, trainer: "Trainer") -> Iterator[None]:
         """What `trainer.train()` runs in: the native hook off, ours gone at the end. Raises NoiseConfigError where
         the trainer is to cut sequences."""
+        self._begun = False
         with contextlib.ExitStack() as stack:
             stack.callback(self.remove)
-            if enabled():
+            if self.applies_to(trainer.args):
                 stack.enter_context(patch.object(trainer, "neftune_noise_alpha", None))
                 config = self.config(trainer.args)
                 if config is not None:
@@ -144,7 +179,7 @@ class NEFTuneCallback(TrainerCallback):
             return loss.mean()  # over the GPUs of nn.DataParallel
 
         def without_noise() -> Tensor:
-            with _leaving_no_trace(trainer):
+            with leaving_none(trainer, model, inputs):
                 return loss_of(compute_loss(model, dict(inputs), *args, **kwargs))
 
         clean_loss = self._handle.clean_loss
@@ -158,19 +193,6 @@ class NEFTuneCallback(TrainerCallback):
         )
 
 
-@contextlib.contextmanager
-def _leaving_no_trace(trainer: "Trainer") -> Iterator[None]:
-    """A loss that is computed in it is not counted in the trainer's own metrics."""
-    attributes = vars(trainer)
-    kept = dict(attributes)
-    attributes.update({name: copy.deepcopy(value) for name, value in kept.items() if "metrics" in name})
-    try:
-        yield
-    finally:
-        attributes.clear()
-        attributes.update(kept)
-
-
 def _is_divided_by_step(trainer: Any, num_items_in_batch: Any) -> bool:
     """Whether a micro-batch's loss is divided by the tokens of the whole step: what the Trainer itself asks before it
     divides by the number of micro-batches."""
@@ -179,6 +201,31 @@ def _is_divided_by_step(trainer: Any, num_items_in_batch: Any) -> bool:
         return bool(is_scaled)
     accepts = trainer.model_accepts_loss_kwargs and num_items_in_batch is not None
     return bool(accepts or trainer.compute_loss_func is not None)
+
+
+def _without_native_hook(model: Any) -> None:
+    """Take the Trainer's own hook off a model. `surrounding` keeps it out; here it is on where a callback of ours was
+    added by another callback when training had begun."""
+    for module in model.modules():
+        hooks = module._forward_hooks
+        for number in [number for number, hook in hooks.items() if getattr(hook, "__name__", "") == _NATIVE]:
+            del hooks[number]
+
+
+def _callbacks(trainer: "Trainer") -> list[NEFTuneCallback]:
+    """The callbacks of ours in a trainer; the Trainer's default one is dropped where its user has given another."""
+    callbacks = trainer.callback_handler.callbacks
+    ours = [callback for callback in callbacks if isinstance(callback, NEFTuneCallback)]
+    given = [callback for callback in ours if not callback.by_default]
+    if given and given != ours:
+        callbacks[:] = [callback for callback in callbacks if callback in given or callback not in ours]
+    return given or ours
+
+
+def _remove_all(trainer: "Trainer") -> None:
+    """Take out the noise of all callbacks, those that were added while it trained too."""
+    for callback in _callbacks(trainer):
+        callback.remove()
 
 
 def _let_callbacks_into_trainer() -> None:
@@ -194,9 +241,9 @@ def _let_callbacks_into_trainer() -> None:
     @functools.wraps(train)
     def surrounded(self: Trainer, *args: Any, **kwargs: Any) -> Any:
         with contextlib.ExitStack() as stack:
-            for callback in self.callback_handler.callbacks:
-                if isinstance(callback, NEFTuneCallback):
-                    stack.enter_context(callback.surrounding(self))
+            for callback in _callbacks(self):
+                stack.enter_context(callback.surrounding(self))
+            stack.callback(_remove_all, self)
             return train(self, *args, **kwargs)
 
     @functools.wraps(log)

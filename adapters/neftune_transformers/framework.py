@@ -12,7 +12,10 @@ NATIVE = (
 
 
 def _adapter() -> str:
-    return "where the Trainer is given neftune_transformers.NEFTuneCallback()"
+    return (
+        "where the Trainer is given neftune_transformers.NEFTuneCallback(); without it, neftune_noise_alpha in "
+        "TrainingArguments is read by the native hook, and a log line says so"
+    )
 
 
 @hookimpl

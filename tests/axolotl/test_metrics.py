@@ -93,3 +93,21 @@ def test_every_reporter_has_the_metrics_of_every_step(driver, tmp_path):
         for name in METRICS | LOSSES:
             series = found[f"train/{name}"]
             assert series == {step: pytest.approx(want[step][name], rel=1e-6) for step in STEPS}, reporter
+
+
+def test_the_loss_without_noise_counts_no_tokens(driver, tmp_path):
+    """Axolotl's counters in the logs, in a checkpoint, and in a run that is resumed from it."""
+    found = []
+    for steps in (None, 1):
+        keys = {"neftune_noise_alpha": 5.0, "neftune_clean_loss_steps": steps, "include_tkps": True}
+        folder = tmp_path / str(steps)
+        run = driver.train("sft", keys, folder=folder, save=True)
+        saved = [json.loads(path.read_text()) for path in sorted(folder.rglob("tokens_state.json"))]
+        counters = [{name: log[name] for name in log if name.startswith("tokens/t")} for log in run.logs]
+        resumed = driver.launch("sft", keys, folder=tmp_path / f"{steps} resumed", resume=run.saved)
+        assert resumed.returncode == 0, resumed.output
+        again = [json.loads(path.read_text()) for path in sorted(resumed.saved.rglob("tokens_state.json"))]
+        rates = {"tokens/train_per_sec_per_gpu", "tokens/train_per_sec_per_gpu_overall"}
+        found.append((saved, again, [{n: c[n] for n in c if n not in rates} for c in counters]))
+    assert found[0][0] and found[0][1] and found[0][2][0]
+    assert found[1] == found[0]

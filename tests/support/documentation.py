@@ -131,6 +131,7 @@ GENERATED = {
         "ludwig": example("example_configs/ludwig/full.yaml"),
         "llamafactory": example("example_configs/llamafactory/full.yaml"),
     },
+    ROOT / "docs" / "transformers.md": {"trl": example("example_configs/trl/sft.yaml")},
     ROOT / "docs" / "commands.md": {"check": checked_example},
     ROOT / "docs" / "keys.md": {"keys": keys_table, "errors": errors_table},
     ROOT / "docs" / "performance.md": {"noise": noise.recorded},

@@ -115,8 +115,9 @@ CHECKS: dict[str, Callable[[Arguments], None]] = {
     "python3": _python,
     "torchrun": _torchrun,
     "tox": _tox,
-    # Their options are looked at beside them, by tests/<framework>/test_commands.py.
+    # Their options are looked at beside them, by tests/<framework>.
     "axolotl": assert_files_exist,
     "llamafactory-cli": assert_files_exist,
     "ludwig": assert_files_exist,
+    "trl": assert_files_exist,
 }

@@ -1,15 +1,27 @@
 """The callback's own affairs: exceptions, resuming, repeated training, and its errors."""
 
+import logging
+import os
+import subprocess
+import sys
+import types
 from collections import defaultdict
 
 import pytest
 import torch
 from neftune_transformers import NEFTuneCallback
-from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
-from neftune_plugins import NoiseConfig, NoiseConfigError, install
+from neftune_plugins import NoiseConfig, NoiseConfigError, NoiseNotAppliedError, install
 from tests.support import specification
-from tests.support.probe import per_example, ratio
+from tests.support.probe import padding_noise, per_example, ratio
 from tests.support.recorder import Recorder, weights_hash
 from tests.transformers.driver import TransformersDriver, make_driver
 
@@ -209,3 +221,111 @@ def test_sequences_cut_over_processes_are_refused_before_training(driver, name, 
         trainer.train()
     assert trainer.state.global_step == 0
     assert trainer.neftune_noise_alpha == 5.0
+
+
+class AddLate(TrainerCallback):
+    """Adds a callback of ours when training has begun."""
+
+    def __init__(self, event: str, *given: NEFTuneCallback) -> None:
+        self.trainer: Trainer | None = None
+
+        def add(*args, **kwargs):
+            for callback in given or [NEFTuneCallback()]:
+                self.trainer.add_callback(callback)
+
+        setattr(self, event, add)
+
+
+@pytest.mark.parametrize("given", [{}, {"alpha": 5.0}])
+def test_a_callback_that_another_adds_as_training_begins_is_alone(driver, given, tmp_path):
+    """Both hooks were on: 1.35 to 1.44 of the noise, padding noised."""
+    late, recorder = AddLate("on_train_begin", NEFTuneCallback(**given)), Recorder()
+    keys = {} if given else KEYS
+    late.trainer = driver.trainer("trainer", keys, tmp_path, callbacks=[late, recorder], stock=True)
+    before = all_hooks(late.trainer.model)
+    late.trainer.train()
+    assert native_and_ours(recorder) == ["neftune_plugins"]
+    for call in recorder.probe.calls:
+        assert not padding_noise(call, driver.pad_id).any()
+        for example in per_example(call, driver.pad_id):
+            assert abs(ratio(example, 5.0) - 1) < 0.05
+    assert all_hooks(late.trainer.model) == before
+
+
+def test_nothing_is_left_of_a_late_callback_after_an_exception(driver, tmp_path):
+    late = AddLate("on_train_begin")
+    late.trainer = driver.trainer("trainer", KEYS, tmp_path, callbacks=[late, Fail(RuntimeError)], stock=True)
+    before = all_hooks(late.trainer.model)
+    with pytest.raises(RuntimeError):
+        late.trainer.train()
+    assert all_hooks(late.trainer.model) == before
+
+
+@pytest.mark.parametrize("event", ["on_step_begin", "on_step_end"])
+def test_a_callback_that_is_added_in_a_step_is_an_error(driver, event, tmp_path):
+    late = AddLate(event, NEFTuneCallback())
+    late.trainer = driver.trainer("trainer", KEYS, tmp_path, callbacks=[late], stock=True)
+    with pytest.raises(NoiseNotAppliedError, match="NEFTuneCallback was added when training had begun, in step"):
+        late.trainer.train()
+
+
+def notices(caplog) -> list[str]:
+    return [record.message for record in caplog.records if "left to the Trainer's own hook" in record.message]
+
+
+@pytest.fixture
+def as_first(monkeypatch, caplog):
+    """No training of this process has been told of."""
+    monkeypatch.setattr("neftune_transformers.notice._said", [])
+    library = logging.getLogger("transformers")
+    monkeypatch.setattr(library, "handlers", [*library.handlers, caplog.handler])
+
+
+def test_a_trainer_without_the_callback_says_so_once(driver, tmp_path, caplog, as_first):
+    for _ in range(2):
+        driver.trainer("trainer", KEYS, tmp_path, callbacks=[], stock=True).train()
+    assert len(notices(caplog)) == 1
+    assert "neftune_noise_alpha: 5.0" in notices(caplog)[0]
+
+
+@pytest.mark.parametrize(("keys", "stock"), [({}, True), (KEYS, False), ({"neftune_noise_alpha": 0.0}, True)])
+def test_nothing_is_said_where_the_native_hook_adds_nothing(driver, keys, stock, tmp_path, caplog, as_first):
+    driver.trainer("trainer", keys, tmp_path, callbacks=[], stock=stock).train()
+    assert notices(caplog) == []
+
+
+def test_the_notice_is_switched_off_with_the_package(tmp_path):
+    code = "import neftune_transformers.autoload as a, transformers.trainer_callback as t; a.register(); "
+    code += "import transformers.optimization; print(hasattr(t.CallbackHandler.on_train_begin, '__wrapped__'))"
+    for value, wrapped in (("1", "True"), ("0", "False")):
+        env = {**os.environ, "NEFTUNE_PLUGINS": value}
+        assert (
+            subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True).stdout
+            == f"{wrapped}\n"
+        )
+
+
+@pytest.mark.parametrize("model", [None, object()])
+def test_a_trainer_whose_model_is_none_of_pytorch_is_told_what_to_do(model):
+    """SetFit's ended in an AttributeError."""
+    state, args = TrainerState(), TrainingArguments("out", report_to="none", use_cpu=True)
+    with pytest.raises(
+        NoiseNotAppliedError, match=r"no PyTorch model when the training began.*use neftune_plugins.inst"
+    ):
+        NEFTuneCallback(alpha=5).on_train_begin(args, state, TrainerControl(), model=model)
+
+
+def test_a_trainer_of_its_own_kind_needs_no_processing_class(driver):
+    """Its arguments are no TrainingArguments, and it tells of a model alone."""
+    model = AutoModelForCausalLM.from_pretrained(driver.model).train()
+    callback, state, args = NEFTuneCallback(alpha=5), TrainerState(max_steps=2), types.SimpleNamespace()
+    callback.on_init_end(args, state, TrainerControl())
+    callback.on_train_begin(args, state, TrainerControl(), model=model)
+    ids = torch.arange(4, 12)[None]
+    with torch.no_grad():
+        clean = model(input_ids=ids).logits
+    assert not torch.equal(model(input_ids=ids).logits, clean)
+    state.global_step = 1
+    model(input_ids=ids)
+    callback.on_train_end(args, state, TrainerControl())
+    assert torch.equal(model(input_ids=ids).logits, clean)

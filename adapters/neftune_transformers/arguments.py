@@ -1,0 +1,42 @@
+"""The keys on a framework's own dataclass of training arguments."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from neftune_plugins import NoiseConfig, key, keys_in, no_noise_line
+
+KEYS = tuple(key(field) for field in dataclasses.fields(NoiseConfig))
+
+
+def with_keys(kind: type, post_init: Callable[[Any], None]) -> type:
+    """A subclass of a dataclass whose further fields are our keys.
+
+    It has the name and the home of the original, so that pickles of it load without this package.
+
+    post_init: what the subclass does in `__post_init__`; it calls that of `kind` itself.
+    """
+    fields = [
+        (
+            key(field),
+            field.metadata["annotation"],
+            dataclasses.field(default=None, metadata={"help": field.metadata["help"]}),
+        )
+        for field in dataclasses.fields(NoiseConfig)
+    ]
+    namespace = {"__post_init__": post_init, "__doc__": kind.__doc__}
+    patched = dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), namespace=namespace)
+    patched.__module__, patched.__qualname__ = kind.__module__, kind.__qualname__
+    return patched
+
+
+def normalise(args: Any) -> str:
+    """Write our keys into arguments as they are meant: numbers that are given as text become numbers. With an alpha of
+    0 the keys are left out, so that no hook is put in for them; the line to log then, and else nothing.
+
+    Raises NoiseConfigError for values that cannot be used.
+    """
+    line = no_noise_line(vars(args))
+    ours = keys_in(vars(args))
+    vars(args).update(dict.fromkeys(ours) if line else ours)
+    return line

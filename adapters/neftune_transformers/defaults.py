@@ -1,0 +1,22 @@
+"""The callback among the Trainer's defaults, for frameworks that make their trainers themselves."""
+
+from typing import Any
+
+from neftune_transformers.arguments import KEYS
+from neftune_transformers.callback import NEFTuneCallback
+
+
+class FromArguments(NEFTuneCallback):
+    """Does nothing unless TrainingArguments have our fields and ask for noise. A class of its own, because the Trainer
+    warns of two callbacks of one class: a user may give another, and then that one is used."""
+
+    by_default = True
+
+    def applies_to(self, args: Any) -> bool:
+        return super().applies_to(args) and hasattr(args, KEYS[1])
+
+
+def add(module: Any) -> None:
+    """Patch `transformers.trainer`."""
+    if FromArguments not in module.DEFAULT_CALLBACKS:
+        module.DEFAULT_CALLBACKS.append(FromArguments)
