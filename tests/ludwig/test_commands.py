@@ -29,7 +29,8 @@ def test_check_knows_the_right_and_the_wrong(tmp_path):
         "wrong_place": (
             good.replace("model_parameters:\n  neftune", "neftune"),
             3,
-            "neftune_noise_alpha: 5 at the top level has no effect there; write neftune_noise_alpha: 5 in model_parameters",
+            "neftune_noise_alpha: 5 at the top level has no effect there; write neftune_noise_alpha: 5 in "
+            "model_parameters",
         ),
         "not_a_number": (
             good.replace("epochs: 1", "epochs: many"),
