@@ -28,7 +28,7 @@ from neftune_plugins import (
 )
 
 _ALPHA = "neftune_noise_alpha"
-_LOG = get_logger("axolotl.neftune")  # Axolotl shows what its own loggers are told, and no others'
+_LOG = get_logger("axolotl.neftune")  # Axolotl prints the lines of its own loggers only
 
 
 def with_present_name(cfg: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,7 +79,7 @@ NEFTuneArgs = create_model("NEFTuneArgs", __base__=_Checked, __module__=__name__
 
 
 class NEFTunePlugin(BasePlugin):  # type: ignore[misc]
-    """Takes over `neftune_noise_alpha` and its companion keys, in SFT and in the RL trainers.
+    """Reads `neftune_noise_alpha` and the other keys, in SFT and in the RL trainers, instead of Axolotl's own hook.
 
     Without the key, or with NEFTUNE_PLUGINS=0 in the environment, it does nothing. Found under two names, it is one
     plugin: the first that was registered.
@@ -154,7 +154,7 @@ class NEFTunePlugin(BasePlugin):  # type: ignore[misc]
 
 
 class _Callback(NEFTuneCallback):
-    """began: whether it was told that training began. ended: whether the trainer came back."""
+    """began: whether the event of the training's begin came. ended: whether the trainer returned."""
 
     logger = _LOG
     began = ended = False

@@ -81,7 +81,7 @@ class NEFTuneV1Callback(TrainerCallback):  # type: ignore[misc]
 
     @contextlib.contextmanager
     def surrounding(self, trainer: Any) -> Iterator[None]:
-        """What `trainer.fit()` runs in: the loss without noise beside its own, ours gone at the end."""
+        """The context of `trainer.fit()`: also computes the loss without noise, and removes the noise at the end."""
         compute_loss = trainer.compute_loss
 
         def compute_both(batch: Any) -> Any:

@@ -28,7 +28,7 @@ def _stop_if_no_url(folder: Path) -> None:
 
 
 def _prepare(options: DemoOptions, model: Path, data: Path) -> Training:
-    # Ludwig keeps tokenised data beside the dataset and uses it again, for whatever model.
+    # Ludwig caches tokenised data next to the dataset and uses it again, whatever the model.
     output = Path(tempfile.mkdtemp(prefix="ludwig-", dir=options.folder))
     dataset = output / "train.jsonl"
     _write_columns(data, dataset)

@@ -114,7 +114,7 @@ def _tied(feature: Mapping[str, Any]) -> str | None:
 
 def _of_tied_features(config: Mapping[str, Any]) -> Iterator[tuple[Place, tuple[str, Mapping[str, Any]]]]:
     """The places of the parameters of encoders that do not exist, with what is to be said of them, and the keys that
-    may stand there all the same: Ludwig wants tied features to have the same parameters."""
+    are allowed there: Ludwig wants tied features to have the same parameters."""
     if config.get("model_type") == "llm":
         return
     named = {feature.get("name"): feature for feature in _features(config) if isinstance(feature, Mapping)}
@@ -125,7 +125,7 @@ def _of_tied_features(config: Mapping[str, Any]) -> Iterator[tuple[Place, tuple[
         for _ in named:
             used = named.get(_tied(used), used)
         problem = (
-            f"the feature {feature.get('name')} is tied to {feature['tied']} and has no encoder of its own; write it "
+            f"the feature {feature.get('name')} is tied to {feature['tied']} and has no separate encoder; write it "
             f"in the encoder of {used.get('name')}"
         )
         place = ("input_features", number, "encoder", _PARAMETERS)

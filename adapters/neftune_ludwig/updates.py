@@ -46,7 +46,7 @@ class Updates:
     def follow(self, wrap: Callable[[Any, str, Any], None]) -> Any:
         """Count, and learn the plan from the trainer's loop over an epoch. Returns the handle of the hook.
 
-        wrap: puts a wrapper in the place of one of the trainer's methods.
+        wrap: replaces one of the trainer's methods by a wrapper.
         """
         train_loop = self._trainer._train_loop
         arguments = inspect.signature(train_loop)
@@ -64,7 +64,7 @@ class Updates:
         optimizer.param_groups[0][_MADE] = self.made + 1
 
     def _plan(self, first: int, checkpoint: int, batcher: Any) -> None:
-        """Whether each batch from here on makes an update. Ludwig begins to accumulate anew in each epoch, makes an
+        """Whether each batch from here on makes an update. Ludwig starts a new accumulation in each epoch, makes an
         update before it saves a checkpoint, and does not accumulate at all for L-BFGS."""
         accumulated = self._trainer.gradient_accumulation_steps
         always = isinstance(self._optimizer, torch.optim.LBFGS)

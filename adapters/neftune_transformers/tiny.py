@@ -60,7 +60,7 @@ def make_tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_tiny_model(folder: Path, *, hidden_size: int = 64, num_layers: int = 2, seed: int = 0) -> Path:
-    """Save a random Llama and its tokenizer into `folder` and return it; the global random state is not touched.
+    """Save a random Llama and its tokenizer into `folder` and return it; the global RNG state is not touched.
 
     Embedding (512, hidden_size), 4 attention heads, output layer not tied. The same `seed` gives the same weights.
 

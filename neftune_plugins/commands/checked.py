@@ -92,7 +92,7 @@ def _report_model(model: Mapping[str, Any]) -> list[str]:
     ]
     longest = max(norm["L"] for norm in model["lengths"])
     return [
-        f"The noise goes on the output of the input embedding of {model['model']}{where},",
+        f"The noise is added to the output of the input embedding of {model['model']}{where},",
         f"which is found when the model is loaded{'' if native[0] is None else '. The native hook is left out'}.",
         "",
         _rows(model),

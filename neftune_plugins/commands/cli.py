@@ -90,7 +90,7 @@ def _parser() -> "tuple[argparse.ArgumentParser, argparse._SubParsersAction[argp
     demo.add_argument("--framework", metavar="NAME", help="which one; by default the first that is installed")
     model = demo.add_mutually_exclusive_group()
     model.add_argument("--model", type=Path, metavar="PATH", help="train the model in this folder instead")
-    model.add_argument("--tiny", action="store_true", help="train a random model made on the spot: nothing is fetched")
+    model.add_argument("--tiny", action="store_true", help="train a small random model: nothing is fetched")
     demo.add_argument("--alpha", type=number, metavar="ALPHA", default=5.0, help="neftune_noise_alpha (default: 5)")
     demo.add_argument("--steps", type=count, metavar="N", help="training steps (default: one pass over the data)")
     demo.add_argument("--output", type=Path, default=Path("neftune-demo"), metavar="FOLDER", help="to work in")
@@ -130,7 +130,7 @@ def _parser() -> "tuple[argparse.ArgumentParser, argparse._SubParsersAction[argp
         "schema",
         help="print a JSON schema of our keys in a framework's configuration, for editors",
         description="Prints a JSON schema (draft 2020-12) of our keys where they belong in a configuration file; what "
-        "else is in the file is not looked at.",
+        "else is in the file is ignored.",
     )
     schema_.add_argument("framework", metavar="FRAMEWORK", help="whose configuration")
     schema_.set_defaults(run=_schema, needs_torch=False)

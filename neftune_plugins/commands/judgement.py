@@ -67,7 +67,7 @@ def check_type_by_name(source: Source, judged: Judged) -> list[str]:
 
 
 def recognised(source: Source, known: Mapping[str, Framework], name: str | None) -> Framework:
-    """The framework of that name, or the one whose signs a file has. Raises CannotReadError where it cannot be told."""
+    """The framework of that name, or the one whose signs a file has. Raises CannotReadError if that is not clear."""
     if name is not None:
         if name not in known:
             problem = f"--framework {name}: there is no such adapter; there are: {', '.join(known)}"
@@ -117,7 +117,7 @@ def _repeated(source: Source) -> Iterator[str]:
         where = f" in {dotted(entry.place[:-1])}" if entry.place[1:] else ""
         said = f"{entry.name} is there twice{where}, in lines {entry.line} and {entry.again}; YAML takes the last"
         if entry.place in ours:
-            raise CannotReadError(f"{said} and drops the first without a word: keep one of them", line=entry.again)
+            raise CannotReadError(f"{said} and silently drops the first: keep one of them", line=entry.again)
         yield said
 
 
@@ -144,7 +144,7 @@ def _as_read(source: Source, framework: Framework) -> dict[Any, Any]:
 
 
 def _why(framework: Framework, config: Mapping[Any, Any], place: Sequence[str]) -> str:
-    """What is missing beside a place that has the path of a right one, as the end of an error."""
+    """The end of an error: what a place lacks that has the path of a right one."""
     for known in framework.places:
         for candidate, holder in known.candidates(config):
             if known.beside is not None and list(map(str, candidate)) == list(place):

@@ -160,7 +160,7 @@ class _Composer:
             problem = f"this is not text: it has the character U+{error.character:04X}; take it out"
             raise CannotReadError(problem, line=line) from None
         if self._root is None:
-            raise CannotReadError("there is nothing but comments in the file; write keys with values", status=2)
+            raise CannotReadError("the file has only comments; write keys with values", status=2)
         if not isinstance(self._root, yaml.MappingNode):
             kind = "a list" if isinstance(self._root, yaml.SequenceNode) else "a single value"
             raise CannotReadError(

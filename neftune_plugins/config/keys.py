@@ -127,8 +127,8 @@ class NoiseConfig:
     def from_keys(cls, keys: Mapping[str, Any]) -> "NoiseConfig | None":
         """The configuration that a framework's keys ask for; None where `neftune_noise_alpha` is absent, null or 0.
 
-        Only keys that look like ours are looked at. Raises NoiseConfigError for a bad value, for such a key that
-        does not exist, and for companion keys without `neftune_noise_alpha`.
+        Ignores keys that do not look like ours. Raises NoiseConfigError for a bad value, for such a key that does
+        not exist, and for other keys without `neftune_noise_alpha`.
         """
         config, is_on = read(keys)
         return config if is_on else None

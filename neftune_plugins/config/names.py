@@ -38,7 +38,7 @@ def could_ask_for_noise(value: Any) -> bool:
 
 
 def remedy(keys: Sequence[str], name: object, value: Any) -> str:
-    """What to write instead of a name that is none of the keys; empty if that cannot be told."""
+    """What to write instead of a name that is none of the keys; empty if nothing is close."""
     if isinstance(value, Mapping):
         pairs = [(_key_of(keys, part), given) for part, given in value.items()]
         flat = [f"{key}: {shown(given)}" for key, given in pairs if key is not None]

@@ -23,7 +23,7 @@ def refuse_misplaced(config: Any, owners: Collection[Place] = ((),), home: str =
     owners: the places of the mappings that the keys belong to.
     home: the same in words, as in "write neftune_noise_alpha: 5 at the top level".
 
-    Values are not looked at, and neither are keys in a wrong place that are null.
+    It ignores values, and keys in a wrong place whose value is null.
     """
     for place, mapping in _mappings(config, owners):
         if place in owners:

@@ -162,7 +162,7 @@ class Noise:
             given = ", ".join(name for name, value in call.batch.items() if value is not None) or "nothing"
             found = (
                 f"none of the input embeddings ({', '.join(self.embeddings)}) was called in it with the batch's "
-                f"input_ids. It was given {given}. Pass input_ids, or as inputs_embeds the very tensor that the "
+                f"input_ids. It was given {given}. Pass input_ids, or as inputs_embeds the same tensor that the "
                 "embedding gave; or name the embedding that is called in a plugin: neftune_embeddings(model) "
                 "(neftune_plugins.plugins.hookspecs)."
             )

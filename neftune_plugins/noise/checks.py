@@ -163,7 +163,7 @@ def _doubts_of_positions(batch: Batch, reading: Reading, before: Before) -> Iter
         for other, other_BL in _with_starts(reading):
             if other is not positions:
                 told_BL = told_BL | other_BL
-        # Hidden tokens may have had the positions before that at which a row goes on.
+        # Hidden tokens may have had the positions before the one at which a row continues.
         column_L = torch.arange(main_BL.shape[1], device=main_BL.device)
         hidden_BL = (column_L - 1 - before.column_BL).clamp(min=0)
         is_elsewhere_BL = (main_BL < first_B1) | (main_BL > first_B1 + hidden_BL)

@@ -404,7 +404,7 @@ def _unreadable(name: str, value: object, input_ids: Tensor | None, why: str) ->
 def unreadable(what: str) -> NoiseNotAppliedError:
     """The error for a batch whose layout is unknown or has two explanations."""
     return NoiseNotAppliedError(
-        f"the examples of a batch cannot be told, so their noise is not known. {what}. Give the model whole examples "
+        f"the examples of a batch are not clear, and so is their noise. {what}. Give the model whole examples "
         "in a form of docs/noise.md, or read such batches in a plugin: neftune_layout_reader() "
         "(neftune_plugins.plugins.hookspecs)."
     )

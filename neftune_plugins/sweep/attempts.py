@@ -180,7 +180,7 @@ class Attempt:
             raise
 
     def prune(self, step: int, loss: float) -> bool:
-        """Tell Optuna's pruner of a loss, and ask whether to stop. A step that was told of is not told again."""
+        """Report a loss to Optuna's pruner, and return whether to stop. Each step is reported once."""
         if step <= self._reported:
             return False
         self._reported = step

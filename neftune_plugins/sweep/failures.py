@@ -68,5 +68,5 @@ def _kind(trial: Trial) -> str:
 
 
 def _plain(line: str) -> str:
-    """A line as it stands on a screen in the end: a bar writes over itself."""
+    """A line as a screen finally shows it: a progress bar overwrites itself."""
     return _RANK.sub("", _ESCAPES.sub("", line).rstrip("\r").rpartition("\r")[2]).rstrip()

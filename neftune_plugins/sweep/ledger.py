@@ -42,7 +42,7 @@ class Ledger:
         for trial in found:
             if not {"cell", "host", "lock"} <= trial.user_attrs.keys():
                 raise NEFTuneError(
-                    f"trial {trial.number} of the study is not a sweep's; begin a study of its own: --study NAME"
+                    f"trial {trial.number} of the study is not a sweep's; start a separate study: --study NAME"
                 )
         return found
 

@@ -106,7 +106,7 @@ def loss(model: Any, encoded: Sequence[Encoded], batch_size: int = BATCH_SIZE) -
         ids_BL, mask_BL = _padded([prompt + answer for prompt, answer in batch], "right", model.device)
         logits_BLV = model(input_ids=ids_BL, attention_mask=mask_BL).logits
         for logits_LV, (prompt, answer) in zip(logits_BLV, batch, strict=True):
-            # A token is told by the logits of the one before; in float32, whatever the model computes in.
+            # The logits of a token predict the next one; in float32, whatever dtype the model computes in.
             told_AV = logits_LV[len(prompt) - 1 : len(prompt) + len(answer) - 1].float()
             target_A = torch.tensor(answer, device=told_AV.device)
             total += torch.nn.functional.cross_entropy(told_AV, target_A, reduction="sum").item()
@@ -119,7 +119,7 @@ def generate(
     model: Any, prompts: Sequence[Sequence[int]], ends: set[int], max_new_tokens: int, batch_size: int = BATCH_SIZE
 ) -> list[list[int]]:
     """The greedy answers, each up to the first of the tokens `ends`, that one included."""
-    # In the place of the model's own, which may sample, or have another penalty.
+    # Replaces the model's own, which may sample or have another penalty.
     model.generation_config = GenerationConfig(
         do_sample=False,
         repetition_penalty=REPETITION_PENALTY,
@@ -266,7 +266,7 @@ def _parser() -> argparse.ArgumentParser:
     for option, least, default, help in (
         ("--max-new-tokens", 1, MAX_NEW_TOKENS, "longest answer"),
         ("--batch-size", 1, BATCH_SIZE, "rows at a time"),
-        ("--chunk", 4, CHUNK, "words of an answer in which repetition is looked for"),
+        ("--chunk", 4, CHUNK, "number of words of an answer that repetition is measured in"),
         ("--limit", 1, None, "so many rows of each file, its first"),
         ("--answers", 1, None, "so many of these are answered, the first; the loss is of all"),
     ):

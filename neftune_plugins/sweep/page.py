@@ -140,7 +140,7 @@ _CURVES = {"loss": "training loss, with the noise", "clean_loss": "loss without 
 
 
 class _Looks:
-    """The colour of each alpha, and the dashes, marker and place beside the alpha of each kind of noise."""
+    """The colour of each alpha, and the dashes, marker and offset from the alpha of each kind of noise."""
 
     def __init__(self, results: Results) -> None:
         self.settings = sorted(set(map(setting_of, results.study.trials)))

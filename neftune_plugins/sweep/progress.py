@@ -23,7 +23,7 @@ def shown(what: str, cells: int, ended: Sequence[Trial], workers: int) -> Iterat
 
 
 def estimate(cells: int, ended: Sequence[Trial], workers: int) -> str:
-    """How long the rest will take if it goes on like this; empty where nothing is known, or
+    """How long the rest will take at this rate; empty where nothing is known, or
     left.
 
     workers: how many trials are run at a time.

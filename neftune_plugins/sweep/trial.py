@@ -123,7 +123,7 @@ class _Work:
                 raise _FailedError(f"--metric {name}: the last line that it printed is no number: {last}") from None
 
     def check(self) -> None:
-        """Whether Optuna can be told the objective."""
+        """Whether the objective can be reported to Optuna."""
         name = self.options.objective
         if name not in self.values:
             found = ", ".join(self.values) or "nothing"

@@ -412,5 +412,5 @@ def test_the_demo_without_a_network_names_the_ways_out(tmp_path):
     unreachable |= {"PIP_EXTRA_INDEX_URL": "", "PIP_CONFIG_FILE": os.devnull, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     result = neftune("demo", cwd=tmp_path, **unreachable)
     assert result.returncode == 1
-    assert "train a model that you have with --model PATH, or one made on the spot with --tiny" in result.stdout
+    assert "train a model that you have with --model PATH, or a small random one with --tiny" in result.stdout
     assert list((tmp_path / "cache" / "neftune-plugins").iterdir()) == []

@@ -62,7 +62,7 @@ CONTENTS: dict[str, tuple[bytes | str, int, int | None, str, str]] = {
     "control character": (HEAD + "x: a\x1b[31m\n", 1, 3, "U+001B", "take it out"),
     "empty": ("", 2, None, "the file is empty", "has keys"),
     "blank": ("\n \n\t\n", 2, None, "the file is empty", "has keys"),
-    "comments": ("# nothing\n", 2, None, "nothing but comments", "write keys"),
+    "comments": ("# nothing\n", 2, None, "only comments", "write keys"),
     "UTF-16": (HEAD.encode("utf-16"), 1, None, "UTF-16", "save it as UTF-8"),
     "Latin-1": (HEAD.encode() + "x: é\n".encode("latin-1"), 1, 3, "not in UTF-8 (byte 0xe9)", "save it as UTF-8"),
     "binary": (bytes(range(128, 256)), 1, 1, "not in UTF-8", "save it as UTF-8"),

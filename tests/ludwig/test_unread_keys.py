@@ -142,7 +142,7 @@ def test_a_key_of_a_tied_feature_is_an_error(driver, tied_keys, tmp_path):
     """Its encoder does not exist."""
     message = (
         f"input_features.1.encoder.model_parameters.neftune_noise_alpha: {tied_keys['neftune_noise_alpha']} has no "
-        "effect: the feature instruction is tied to output and has no encoder of its own; write it in the encoder of "
+        "effect: the feature instruction is tied to output and has no separate encoder; write it in the encoder of "
         "output"
     )
     with refused(driver, message):

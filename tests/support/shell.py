@@ -95,6 +95,7 @@ def _python(arguments: Arguments) -> None:
 def _neftune(arguments: Arguments) -> None:
     # What stands behind -- is the training's.
     arguments = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    arguments = arguments[: arguments.index(">")] if ">" in arguments else arguments
     cli._parsed(arguments)
     assert_files_exist(arguments)
 
