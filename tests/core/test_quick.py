@@ -304,7 +304,7 @@ def schema_of(name: str) -> dict:
 def validators() -> dict:
     from jsonschema import Draft202012Validator
 
-    found = {name: schema_of(name) for name in ("axolotl", "llamafactory", "ludwig")}
+    found = {name: schema_of(name) for name in ("axolotl", "llamafactory", "ludwig", "trl")}
     for one in found.values():
         Draft202012Validator.check_schema(one)
         assert one["$schema"] == Draft202012Validator.META_SCHEMA["$id"]
@@ -370,5 +370,5 @@ def test_a_schema_of_what_is_no_framework():
     result = neftune("schema", "axolottle")
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == (
-        "neftune: axolottle: there is no such framework; there are: axolotl, llamafactory, ludwig\n"
+        "neftune: axolottle: there is no such framework; there are: axolotl, llamafactory, ludwig, trl\n"
     )
