@@ -1,5 +1,6 @@
 """The keys on a framework's own dataclass of training arguments."""
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,8 @@ KEYS = tuple(key(field) for field in dataclasses.fields(NoiseConfig))
 def with_keys(kind: type, post_init: Callable[[Any], None]) -> type:
     """A subclass of a dataclass whose further fields are our keys.
 
-    It has the name and the home of the original, so that pickles of it load without this package.
+    It has the name of the original, and pickles are of the original: they load without this package, and the Trainer
+    saves its arguments. Copies are of the subclass.
 
     post_init: what the subclass does in `__post_init__`; it calls that of `kind` itself.
     """
@@ -24,7 +26,24 @@ def with_keys(kind: type, post_init: Callable[[Any], None]) -> type:
         )
         for field in dataclasses.fields(NoiseConfig)
     ]
-    namespace = {"__post_init__": post_init, "__doc__": kind.__doc__}
+
+    def deepcopy(self: Any, memo: dict[int, Any]) -> Any:
+        memo[id(self)] = made = object.__new__(type(self))
+        vars(made).update(copy.deepcopy(vars(self), memo))
+        return made
+
+    def shallow_copy(self: Any) -> Any:
+        made = object.__new__(type(self))
+        vars(made).update(vars(self))
+        return made
+
+    namespace = {
+        "__post_init__": post_init,
+        "__doc__": kind.__doc__,
+        "__copy__": shallow_copy,
+        "__deepcopy__": deepcopy,
+        "__reduce_ex__": lambda self, protocol: (object.__new__, (kind,), vars(self)),
+    }
     patched = dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), namespace=namespace)
     patched.__module__, patched.__qualname__ = kind.__module__, kind.__qualname__
     return patched

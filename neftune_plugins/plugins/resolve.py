@@ -47,7 +47,7 @@ def _read(keys: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[NoiseConfi
     explicit = {_FIELDS[name]: value for name, value in given.items() if value is not None}
     in_keys, in_callback = keys_in(keys), keys_in(explicit)
     for name, value in in_callback.items():
-        if in_keys.get(name, value) != value:
+        if name in in_keys and in_keys[name] != value:
             raise NoiseConfigError(
                 f"{name}: {in_keys[name]!r} in the configuration, but {value!r} in NEFTuneCallback; give it in one "
                 "place"

@@ -127,7 +127,7 @@ def test_alpha_can_be_given_to_the_callback_alone(driver, tmp_path):
     assert recorder.probe.calls[0].noise.any()
 
 
-@pytest.mark.parametrize("value", [-1, 0, float("nan"), True, "abc", {"a": 1}])
+@pytest.mark.parametrize("value", [-1, float("nan"), True, "abc", {"a": 1}])
 def test_a_bad_value_is_told_when_the_callback_is_made(value):
     with pytest.raises(NoiseConfigError, match="neftune_noise_alpha"):
         NEFTuneCallback(alpha=value)

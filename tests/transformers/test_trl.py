@@ -1,5 +1,6 @@
 """TRL's own commands: the key alone, in flags and in YAML."""
 
+import copy
 import dataclasses
 import os
 import pickle
@@ -223,10 +224,16 @@ def test_trainers_with_other_arguments_are_left_alone(driver, tmp_path):
     assert owners(Run(**recorder.record)) == ["transformers"]
 
 
-def test_the_arguments_are_pickled(driver, tmp_path):
+def test_the_arguments_are_pickled_and_copied(driver, tmp_path):
+    """And so are those of the class that TRL itself has, beside them."""
     config = parsed(driver, tmp_path, "--neftune_noise_alpha", 5, "--neftune_noise_schedule", "cosine")
-    assert isinstance(config, SFTConfig)
-    assert pickle.loads(pickle.dumps(config)).neftune_noise_schedule == "cosine"
+    loaded = pickle.loads(pickle.dumps(config, protocol=2))
+    assert type(loaded) is SFTConfig
+    assert loaded.neftune_noise_schedule == "cosine"
+    assert pickle.loads(pickle.dumps(loaded)).to_dict() == loaded.to_dict()
+    for copied in (copy.copy(config), copy.deepcopy(config), dataclasses.replace(config, max_steps=3)):
+        assert type(copied) is type(config)
+        assert copied.neftune_noise_schedule == "cosine"
 
 
 def test_the_doctor_finds_it_healthy():
