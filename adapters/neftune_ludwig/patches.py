@@ -6,9 +6,9 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from neftune_ludwig.places import NOTHING_IS_TRAINED, mappings
+from neftune_ludwig.places import mappings, refuse_without_training
 from neftune_ludwig.schema import keys, stop_if_unpatched
-from neftune_plugins import NEFTuneError, NoiseNotAppliedError, enabled, keys_in, resolve
+from neftune_plugins import NEFTuneError, NoiseConfigError, NoiseNotAppliedError, enabled, keys_in, resolve
 
 
 def leave_out_native_hook(module: Any) -> None:
@@ -70,8 +70,11 @@ def stop_without_training(module: Any) -> None:
     def refusing(train: Any) -> Any:
         @functools.wraps(train)
         def refuse(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if enabled() and resolve(keys(self.model.config_obj.model_parameters)) is not None:
-                raise NoiseNotAppliedError(f"neftune_noise_alpha has no effect: {NOTHING_IS_TRAINED}")
+            try:
+                if enabled():
+                    refuse_without_training(self.model.config_obj.to_dict())
+            except NoiseConfigError as error:
+                raise NoiseNotAppliedError(str(error)) from None
             return train(self, *args, **kwargs)
 
         return refuse

@@ -34,7 +34,7 @@ def test_check_knows_the_right_and_the_wrong(tmp_path):
         "trains_nothing": (
             good.replace("type: finetune", "type: none"),
             line_of(good, "neftune_noise_alpha"),
-            "neftune_noise_alpha: 5 has no effect: trainer.type is none",
+            "trainer.type is none; set trainer: {type: finetune}",
         ),
         "not_a_number": (
             good.replace("epochs: 1", "epochs: many"),
