@@ -12,7 +12,7 @@ from ludwig.callbacks import Callback
 from torch import Tensor
 
 from neftune_ludwig.models import language_models
-from neftune_ludwig.places import NOTHING_IS_TRAINED, refuse_unread, refuse_without_training
+from neftune_ludwig.places import refuse_unread, refuse_without_training
 from neftune_ludwig.schema import keys
 from neftune_ludwig.updates import Updates
 from neftune_plugins import (
@@ -214,7 +214,10 @@ def refuse_unread_in(model: Any) -> None:
 def _refuse(trainer: Any, config: NoiseConfig, online: bool) -> None:
     """Raise for what a trainer cannot do."""
     if not hasattr(trainer, "train_step"):
-        raise NoiseNotAppliedError(f"neftune_noise_alpha: {config.alpha:g} has no effect: {NOTHING_IS_TRAINED}")
+        raise NoiseNotAppliedError(
+            f"neftune_noise_alpha: {config.alpha:g} has no effect, because {type(trainer).__name__} trains nothing; "
+            "set trainer: {type: finetune}, or leave alpha out to evaluate only"
+        )
     if online and config.schedule != "constant":
         raise NoiseConfigError(
             f"neftune_noise_schedule: {config.schedule!r} ends with the training, and train_online() has no end; set "

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from neftune_ludwig.training import PLACES, TRAINING, no_training
+from neftune_ludwig.places import no_training
+from neftune_ludwig.training import PLACES, TRAINING
 from neftune_plugins import CheckedModel, DemoOptions, Framework, hookimpl
 
 

@@ -1,14 +1,14 @@
 """The patches that put the callback into every trainer whose configuration asks for noise. Nothing of Ludwig is
-imported here: a patch runs in the midst of its imports."""
+imported here, except what it has imported itself: a patch runs in the midst of its imports."""
 
 import contextlib
 import functools
 from collections.abc import Iterator
 from typing import Any
 
-from neftune_ludwig.places import NOTHING_IS_TRAINED, mappings
+from neftune_ludwig.places import mappings, refuse_without_training
 from neftune_ludwig.schema import keys, stop_if_unpatched
-from neftune_plugins import NEFTuneError, NoiseNotAppliedError, enabled, keys_in, resolve
+from neftune_plugins import NEFTuneError, NoiseConfigError, NoiseNotAppliedError, enabled, keys_in, resolve
 
 
 def leave_out_native_hook(module: Any) -> None:
@@ -63,13 +63,18 @@ def add_callback(module: Any) -> None:
 def stop_without_training(module: Any) -> None:
     """Patch `ludwig.trainers.trainer_llm`: the trainer that trains nothing says so where the keys ask for noise. New
     configurations are refused before; this one may be that of a saved model."""
-    trainer = module.InferenceOnlyTrainer
+    from ludwig.trainers.registry import get_llm_trainers_registry
+
+    trainer = get_llm_trainers_registry()["none"]  # its name depends on the release
 
     def refusing(train: Any) -> Any:
         @functools.wraps(train)
         def refuse(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if enabled() and resolve(keys(self.model.config_obj.model_parameters)) is not None:
-                raise NoiseNotAppliedError(f"neftune_noise_alpha has no effect: {NOTHING_IS_TRAINED}")
+            try:
+                if enabled():
+                    refuse_without_training(self.model.config_obj.to_dict())
+            except NoiseConfigError as error:
+                raise NoiseNotAppliedError(str(error)) from None
             return train(self, *args, **kwargs)
 
         return refuse

@@ -61,20 +61,26 @@ def refuse_wrong_values(config: Mapping[str, Any]) -> bool:
 
 def refuse_without_training(config: Mapping[str, Any]) -> None:
     """Raise NoiseConfigError where the keys ask for noise and the trainer trains nothing."""
-    trains = config.get("model_type") != "llm" or at(config, ("trainer",)).get("type", "none") != "none"
-    if not trains and refuse_wrong_values(config):
+    reason = no_training(config)
+    if reason and refuse_wrong_values(config):
         alpha = keys_in(at(config, (_PARAMETERS,))).get(_ALPHA, "in hyperopt.parameters")
-        raise NoiseConfigError(f"{_ALPHA}: {alpha} has no effect: {NOTHING_IS_TRAINED}")
+        raise NoiseConfigError(
+            f"{_ALPHA}: {alpha} has no effect, because nothing is trained: {reason}, or leave the key out to "
+            "evaluate only"
+        )
 
 
-NOTHING_IS_TRAINED = (
-    "trainer.type is none, which is Ludwig's default for language models, and nothing is trained. To train, set "
-    f"trainer.type: finetune; to evaluate only, leave {_ALPHA} out"
-)
+def no_training(config: Mapping[str, Any]) -> str:
+    """Why a run with this configuration trains nothing, and the remedy; empty if it trains."""
+    trainer = at(config, ("trainer",))
+    if config.get("model_type") != "llm" or trainer.get("type") not in ("none", None):
+        return ""
+    left_out = "trainer.type is left out, which is none for model_type llm"
+    return f"{'trainer.type is none' if 'type' in trainer else left_out}; set trainer: {{type: finetune}}"
 
 
 def is_searched(config: Mapping[str, Any]) -> bool:
-    """Whether Ludwig's hyperopt searches alpha: then each trial sets it, and the keys beside it may wait for it."""
+    """Whether Ludwig's hyperopt searches alpha: then each trial sets it, and the other keys may wait for it."""
     hyperopt = config.get("hyperopt")
     parameters = hyperopt.get("parameters") if isinstance(hyperopt, Mapping) else None
     return isinstance(parameters, Mapping) and any(_sets_alpha(name, value) for name, value in parameters.items())

@@ -1,9 +1,7 @@
 """Ludwig's own training command."""
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from neftune_ludwig.places import owners
 from neftune_plugins import KeyPlace, TrainingCommand
@@ -18,16 +16,6 @@ def arguments(config: Path, folder: Path) -> list[str]:
 def trained_model(folder: Path) -> Path:
     """Where the trained model is, under the output directory."""
     return folder / "experiment_run" / "model" / "model_weights"
-
-
-def no_training(config: Mapping[str, Any]) -> str:
-    """Why a run with this configuration trains nothing; empty if it trains."""
-    trainer = config.get("trainer")
-    trainer = trainer if isinstance(trainer, Mapping) else {}
-    if config.get("model_type") != "llm" or trainer.get("type", "none") not in ("none", None):
-        return ""
-    left_out = "trainer.type is left out, which is none for model_type llm"
-    return f"{'trainer.type is none' if 'type' in trainer else left_out}; set trainer: {{type: finetune}}"
 
 
 # The parameters of the language model, or of each text encoder that is one.

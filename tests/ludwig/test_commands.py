@@ -29,8 +29,12 @@ def test_check_knows_the_right_and_the_wrong(tmp_path):
         "wrong_place": (
             good.replace("model_parameters:\n  neftune", "neftune"),
             3,
-            "neftune_noise_alpha: 5 at the top level has no effect there; write neftune_noise_alpha: 5 in "
-            "model_parameters",
+            "5 at the top level has no effect there; write neftune_noise_alpha: 5 in model_parameters",
+        ),
+        "trains_nothing": (
+            good.replace("type: finetune", "type: none"),
+            line_of(good, "neftune_noise_alpha"),
+            "trainer.type is none; set trainer: {type: finetune}",
         ),
         "not_a_number": (
             good.replace("epochs: 1", "epochs: many"),

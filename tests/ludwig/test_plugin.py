@@ -617,6 +617,9 @@ def test_the_yaml_of_the_page(driver):
     ]
     assert found
     for keys in found:
+        if "hyperopt" in keys:
+            assert ModelConfig.from_dict(base_config(driver.model, "full") | keys).hyperopt.parameters
+            continue
         if "input_features" in keys:
             config = base_config(driver.model, "ecd")
             encoder = keys["input_features"][0]["encoder"] | {"base_model": str(driver.model)}

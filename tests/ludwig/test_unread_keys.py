@@ -119,8 +119,18 @@ TIMES = "has no effect there, and there is no such key; did you mean neftune_noi
             {"type": "llm", "model_parameters": KEYS},
             "defaults.category.encoder.model_parameters.neftune_noise_alpha: 5 has no effect",
         ),
-        ("full", ("trainer", "type"), "none", "trainer.type is none, which is Ludwig's default for language models"),
-        ("full", ("trainer",), None, "To train, set trainer.type: finetune; to evaluate only, leave"),
+        (
+            "full",
+            ("trainer", "type"),
+            "none",
+            "trainer.type is none; set trainer: {type: finetune}, or leave the key out to evaluate only",
+        ),
+        (
+            "full",
+            ("trainer",),
+            None,
+            "trainer.type is left out, which is none for model_type llm; set trainer: {type: finetune}",
+        ),
     ],
     ids=str,
 )
@@ -208,7 +218,7 @@ def test_a_callback_where_nothing_is_trained_is_an_error(driver, tmp_path):
     with clean_process(LineHandler()) as lines, driver.loads_model() as loaded:
         model = LudwigModel(untrained(driver, {}), callbacks=[NEFTuneCallback(alpha=ALPHA)])
         with pytest.raises(
-            NoiseNotAppliedError, match="NEFTuneCallback: neftune_noise_alpha: 5 has no effect: trainer"
+            NoiseNotAppliedError, match="NEFTuneCallback: neftune_noise_alpha: 5 has no effect, because"
         ):
             model.train(dataset=str(driver.dataset), output_directory=str(tmp_path), **NOT_SAVED)
     assert loaded == []
@@ -225,7 +235,7 @@ def test_a_saved_model_whose_trainer_trains_nothing_predicts_and_does_not_train(
             model = LudwigModel(untrained(driver, KEYS))
             model.train(dataset=str(driver.dataset), output_directory=str(tmp_path), **NOT_SAVED)
         for train in (model.train, model.train_online):
-            with pytest.raises(NoiseNotAppliedError, match=r"has no effect: trainer\.type is none"):
+            with pytest.raises(NoiseNotAppliedError, match=r"trained: trainer\.type is none"):
                 train(dataset=str(driver.dataset))
         model.evaluate(dataset=str(driver.dataset))
 

@@ -27,7 +27,7 @@ def test_an_optimizer_that_does_not_accumulate_ends_the_schedule_with_the_run(dr
         assert len(starts) == 6
         for batch, (start, end) in enumerate(zip(starts, ends, strict=True)):
             calls = trained(watch.calls[start:end])
-            assert len(calls) >= 3
+            assert len(calls) >= 2
             assert_papers_noise(calls, driver.pad_id, ALPHA * (1 - batch / 6))
             assert all(torch.allclose(call.noise, calls[0].noise, atol=1e-6) for call in calls)
 
