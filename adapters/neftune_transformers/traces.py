@@ -31,8 +31,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import CallbackHandler
+from transformers.utils.logging import get_logger
 
 from neftune_plugins import NoiseConfigError
+
+logger = get_logger("transformers.neftune")
 
 LARGEST = 1 << 20  # bytes of a tensor that is copied; if a larger one changes, that is an error
 MOST = 200_000  # objects that are looked at
@@ -90,6 +93,11 @@ class _Record:
                 continue
             self._seen[id(value)] = value  # held, so that its id stays its own
             waiting += self._look_at(self._looked(value))
+        if waiting:
+            logger.warning_once(
+                f"neftune_clean_loss_steps: the trainer holds more than {MOST:,} objects; what the loss without noise "
+                "changes in the others is not restored"
+            )
 
     def restore(self) -> None:
         """Set everything back, what contains others last."""

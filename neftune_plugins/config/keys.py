@@ -4,7 +4,6 @@ Adapters make their frameworks' schemas, and the documentation its table, from t
 """
 
 import dataclasses
-import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -185,7 +184,7 @@ def refuse_unknown(keys: Mapping[Any, Any]) -> None:
         remedy = names.remedy(KEYS, name, value)
         if str(name).startswith("-"):  # LLaMA-Factory takes key=value alone behind a file
             remedy += " After a configuration file, write key=value without --"
-        raise NoiseConfigError(f"{name}: there is no such key (value {reprlib.repr(value)}){remedy}")
+        raise NoiseConfigError(f"{name}: there is no such key (value {names.brief(value)}){remedy}")
 
 
 def looks_like_ours(name: object) -> bool:
@@ -200,7 +199,7 @@ def is_like_ours(name: object) -> bool:
 
 def _error(name: str, value: object, problem: str, how: str = "") -> NoiseConfigError:
     field = NoiseConfig.__dataclass_fields__[name]
-    return NoiseConfigError(f"{key(field)}: {reprlib.repr(value)} {problem}{how}")
+    return NoiseConfigError(f"{key(field)}: {names.brief(value)} {problem}{how}")
 
 
 def unknown_choice(name: str, value: object, choices: tuple[str, ...]) -> NoiseConfigError:

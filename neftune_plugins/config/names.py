@@ -54,11 +54,16 @@ def guess(value: object, choices: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
+def brief(value: object) -> str:
+    """The value as Python writes it, shortened. Frameworks' own kinds of dictionaries look like others."""
+    return reprlib.repr(dict(value) if isinstance(value, Mapping) else value)
+
+
 def shown(value: object) -> str:
     """A value as one writes it in YAML, shortened."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
-    return value if isinstance(value, str) and len(value) < 40 else reprlib.repr(value)
+    return value if isinstance(value, str) and len(value) < 40 else brief(value)
 
 
 def _plain(name: object) -> str:

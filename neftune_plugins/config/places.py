@@ -1,7 +1,6 @@
 """Keys of ours that stand where nothing reads them."""
 
 import json
-import reprlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -41,7 +40,7 @@ def _asks_for_noise(name: object, value: Any) -> bool:
 def _message(place: Place, name: object, value: Any, home: str) -> str:
     where = ".".join(map(str, (*place, name))) + ": " if place else f"{name}: "
     at = "" if place else " at the top level"
-    start = f"{where}{reprlib.repr(value)}{at} has no effect there"
+    start = f"{where}{names.brief(value)}{at} has no effect there"
     if name in KEYS:
         return f"{start}; write {name}: {names.shown(value)} {home}"
     remedy = names.remedy(KEYS, name, value)
