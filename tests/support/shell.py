@@ -31,7 +31,7 @@ def commands(code: str) -> Iterator[Arguments]:
     """The words of each command in a bash block, without what sets a variable."""
     for line in code.replace("\\\n", " ").splitlines():
         for command in re.split(r"&&|\|", line):
-            words = shlex.split(command, comments=True)
+            words = shlex.split(command.split(" > ")[0], comments=True)
             while re.fullmatch(r"[A-Z_]+=.*", words[0]):
                 del words[0]
             yield words
