@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import importlib.metadata
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ def doctor() -> list[Finding]:
     findings = list(_environment())
     if any(finding.state == "wrong" and finding.what == "plugin" for finding in findings):
         return findings  # nothing is registered then, frameworks neither
+    findings += _kernels()
     known = list(frameworks().values())
     present = [framework for framework in known if version(framework.distribution) is not None]
     untested = {framework.name: installed.untested(framework) for framework in present}
@@ -101,6 +103,28 @@ def _plugins() -> Iterator[Finding]:
             problems.append((one_line(error), " or ".join(sorted({*owners.values()} - {OURS}))))
     for found, owner in problems:
         yield Finding("environment", "plugin", found, "wrong", f"update it, or pip uninstall {owner}")
+
+
+def _kernels() -> list[Finding]:
+    """What adds the noise on each device here, tried with the paper's noise type in the dtype of most trainings."""
+    import torch
+
+    from neftune_plugins.noise import add_noise_, kernels
+
+    logging.getLogger("neftune_plugins").setLevel(logging.ERROR)  # a kernel that fails is a finding here, no warning
+    devices = ["cpu"]
+    if torch.accelerator.is_available():
+        devices.append(str(torch.accelerator.current_accelerator()))
+    found = []
+    for device in devices:
+        x_ND = torch.zeros(1, 8, device=device, dtype=torch.bfloat16)
+        one_N = torch.ones(1, device=device)
+        add_noise_(x_ND, one_N.to(torch.int64), one_N, noise_types()["uniform"])
+        choices = [choice for key, choice in kernels.chosen().items() if torch.device(key[0]).type == x_ND.device.type]
+        reason = f"switched off by {kernels.VARIABLE}" if not choices else choices[-1].reason
+        path = "plain" if not choices else choices[-1].path
+        found.append(Finding("environment", f"noise on {device}", f"{path}: {reason}", "info"))
+    return found
 
 
 def _torchaudio() -> list[Finding]:
