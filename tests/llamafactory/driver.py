@@ -38,6 +38,9 @@ def without_patches() -> Iterator[None]:
         patch.setattr(parser, "_TRAIN_ARGS", [original if cls is ours else cls for cls in parser._TRAIN_ARGS])
         others = [callback for callback in transformers.trainer.DEFAULT_CALLBACKS if callback is not FromArguments]
         patch.setattr(transformers.trainer, "DEFAULT_CALLBACKS", others)
+        for name in ("parse_dict", "parse_args_into_dataclasses"):
+            method = getattr(transformers.HfArgumentParser, name)
+            patch.setattr(transformers.HfArgumentParser, name, getattr(method, "__wrapped__", method))
         if HAS_V1:
             from llamafactory.v1.config import arg_parser
             from llamafactory.v1.core.base_trainer import BaseTrainer

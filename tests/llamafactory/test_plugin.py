@@ -189,8 +189,8 @@ def test_flags_of_another_type_are_refused_by_the_parser(driver, mode, flags, me
 def test_bad_values_on_the_command_line(driver, mode, tmp_path):
     path = write_config(base_config(driver.model, mode), tmp_path)
     messages = {
-        "-1": "-1 must be finite and above 0, such as 5; 0 in a configuration is no noise",
-        ".nan": "nan must be finite and above 0, such as 5; 0 in a configuration is no noise",
+        "-1": "-1 must be finite and above 0, such as 5; 0 is no noise",
+        ".nan": "nan must be finite and above 0, such as 5; 0 is no noise",
         "abc": "'abc' must be a number, such as 5; it is text",
         "true": "True must be a number, such as 5; YAML reads yes and on as true, no and off as false, which is True",
     }
@@ -459,7 +459,7 @@ def test_two_processes_of_v1(driver, tmp_path):
 @needs_v1
 def test_sequences_that_v1_cuts_over_processes_are_refused_before_the_model_loads(driver, tmp_path):
     distribution = {"name": "fsdp2", "cp_size": 2}
-    with driver.loads_model() as loaded, pytest.raises(NoiseConfigError, match=r"^dist_config\.cp_size: 2 cannot go"):
+    with driver.loads_model() as loaded, pytest.raises(NoiseConfigError, match=r"^dist_config\.cp_size: 2 cannot be"):
         driver.train("v1", KEYS | {"dist_config": distribution}, folder=tmp_path)
     assert loaded == []
 

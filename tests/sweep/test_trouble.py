@@ -5,7 +5,6 @@ import errno
 import io
 import os
 import re
-import signal
 import sqlite3
 from collections import Counter
 from contextlib import redirect_stdout
@@ -375,8 +374,7 @@ def test_ctrl_c_before_the_first_trial(tmp_path):
     waiting = Worker(tmp_path, "--alpha", "5", "--storage", url, "--output", "b")
     until(lambda: (tmp_path / "b" / "workers").exists())
     for worker in (waiting, other):
-        worker.signal(signal.SIGINT)
-        status, output = worker.wait()
+        status, output = worker.interrupt()
         assert (status, "Traceback" in output) == (130, False), output
         assert "Stopped" in output
 
@@ -397,8 +395,7 @@ def test_ctrl_c_at_any_moment_of_the_beginning_is_a_line(sweep, monkeypatch):
 def test_after_ctrl_c_there_is_a_report_of_what_has_ended(tmp_path):
     worker = Worker(tmp_path, "--alpha", "0,5,6", SECONDS="0.6")
     until(lambda: len(events(worker.ledger, "begin")) == 2)
-    worker.signal(signal.SIGINT)
-    status, output = worker.wait()
+    status, output = worker.interrupt()
     assert status == 130 and "Traceback" not in output
     assert "Stopped; 1 of 3 trials have ended. Run the same command to continue." in output
     assert f"The report so far: {tmp_path}/neftune-sweep/report.html" in output

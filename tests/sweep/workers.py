@@ -53,6 +53,15 @@ class Worker:
         assert self._process.pid is not None
         os.kill(self._process.pid, number)
 
+    def interrupt(self) -> tuple[int | None, str]:
+        """Press Ctrl-C, and once more where it was lost: Python ignores an exception in a destructor."""
+        for _ in range(5):
+            self.signal(signal.SIGINT)
+            self._process.join(PATIENCE / 5)
+            if self._process.exitcode is not None:
+                break
+        return self.wait()
+
     def wait(self) -> tuple[int | None, str]:
         """Exit status and output."""
         self._process.join(PATIENCE)
