@@ -12,8 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 UV = str(Path(sys.executable).with_name("uv"))
-ADAPTERS = ["neftune_axolotl", "neftune_llamafactory", "neftune_ludwig", "neftune_transformers"]
-PACKAGES = ["neftune_plugins.autoload", "neftune_plugins", "neftune_plugins.sweep", *ADAPTERS]
+ADAPTERS = ["neftune_axolotl", "neftune_llamafactory", "neftune_ludwig", "neftune_transformers", "neftune_trl"]
+PACKAGES = ["neftune_plugins", *ADAPTERS]
+BUILT_IN = ["neftune_plugins.model.builtin", "neftune_plugins.model.report"]
 
 
 def run(*command: str, cwd: Path) -> str:
@@ -81,9 +82,9 @@ def test_the_package_index_takes_both(dist):
 
 def test_the_base_install_is_light_and_imports_no_framework(python, wheel):
     script = (
-        "import sys, neftune_plugins, neftune_axolotl, neftune_llamafactory, neftune_ludwig, neftune_transformers;"
+        "import sys, neftune_plugins, neftune_axolotl, neftune_llamafactory, neftune_ludwig, neftune_transformers, neftune_trl;"
         "from neftune_plugins.plugins.manager import frameworks, noise_types;"
-        "assert sorted(frameworks()) == ['axolotl', 'llamafactory', 'ludwig', 'transformers'];"
+        "assert sorted(frameworks()) == ['axolotl', 'llamafactory', 'ludwig', 'transformers', 'trl'];"
         "assert len(noise_types()) == 3;"
         "assert not {'transformers', 'axolotl', 'ludwig', 'llamafactory', 'trl', 'pydantic'} & set(sys.modules);"
         "import importlib.metadata as m; print(*sorted(m.requires('neftune-plugins')), sep='\\n')"
@@ -100,7 +101,7 @@ def test_its_entry_points_and_its_command_are_there(python, wheel):
     )
     shown = run(python, "-c", script, cwd=wheel.parent)
     assert ast.literal_eval(shown) == [
-        [f"{adapter}.framework" for adapter in ADAPTERS],
+        sorted([*(f"{adapter}.framework" for adapter in ADAPTERS), *BUILT_IN]),
         ["neftune_axolotl:NEFTunePlugin"],
         [f"{adapter}.autoload:register" for adapter in ADAPTERS if adapter != "neftune_axolotl"],
     ]
@@ -120,13 +121,16 @@ def test_the_doctor_says_what_to_install(python, wheel):
 def test_importing_torch_imports_no_more_of_it_than_the_autoload(python, wheel):
     script = "import sys, torch; print(sorted(name for name in sys.modules if name.startswith('neftune')))"
     assert ast.literal_eval(run(python, "-c", script, cwd=wheel.parent)) == [
-        "neftune_plugins.autoload",
         "neftune_llamafactory",
         "neftune_llamafactory.autoload",
         "neftune_ludwig",
         "neftune_ludwig.autoload",
+        "neftune_plugins",
+        "neftune_plugins.autoload",
         "neftune_transformers",
         "neftune_transformers.autoload",
+        "neftune_trl",
+        "neftune_trl.autoload",
     ]
 
 
