@@ -6,6 +6,7 @@ import copy
 import peft
 import pytest
 import torch
+import transformers
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -140,6 +141,8 @@ CASES = [
     for name in adapters("CAUSAL_LM")
     for first in ("adapter", "noise")
     if tied or family != "BART"
+    # In transformers 4, encoder and decoder of T5 are the shared module's own: test_peft.py has that form.
+    if transformers.__version__ >= "5" or family != "T5"
 ]
 
 
