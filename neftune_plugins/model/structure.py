@@ -57,6 +57,9 @@ def _of_the_trained(wrapper: nn.Module, first: nn.Module) -> nn.Module:
     embeddings = {models[model] for model in trained or models}
     if len(embeddings) == 1:
         return embeddings.pop()
+    policy = getattr(wrapper, "policy", None)
+    if policy in models:  # beside a value model, as PPO in TRL before 1.0 wraps them
+        return models[policy]
     names = sorted(name for name, module in wrapper.named_modules() if module in models)
     raise NoiseNotAppliedError(
         f"{type(wrapper).__name__} holds several models with embeddings of their own ({', '.join(names)}), and not "
