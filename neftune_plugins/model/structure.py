@@ -58,7 +58,7 @@ def _of_the_trained(wrapper: nn.Module, first: nn.Module) -> nn.Module:
     if len(embeddings) == 1:
         return embeddings.pop()
     policy = getattr(wrapper, "policy", None)
-    if policy in models:  # beside a value model, as PPO in TRL before 1.0 wraps them
+    if policy in models:  # together with a value model, as PPO in TRL 0.19 wraps them
         return models[policy]
     names = sorted(name for name, module in wrapper.named_modules() if module in models)
     raise NoiseNotAppliedError(
