@@ -4,19 +4,10 @@ import dataclasses
 import importlib
 from typing import Any
 
-from neftune_plugins import (
-    NoiseConfig,
-    NoiseNotAppliedError,
-    enabled,
-    key,
-    keys_in,
-    no_noise_line,
-    refuse_context_parallel,
-    resolve,
-    unpatched,
-)
+from neftune_transformers.arguments import KEYS, fields, normalise
 
-KEYS = [key(field) for field in dataclasses.fields(NoiseConfig)]
+from neftune_plugins import NoiseNotAppliedError, enabled, refuse_context_parallel, resolve, unpatched
+
 _ALPHA = KEYS[0]
 
 
@@ -39,14 +30,7 @@ def add_keys(module: Any) -> None:
 
     patched = dataclasses.make_dataclass(
         original.__name__,
-        [
-            (
-                key(field),
-                field.metadata["annotation"],
-                dataclasses.field(default=None, metadata={"help": field.metadata["help"]}),
-            )
-            for field in dataclasses.fields(NoiseConfig)
-        ],
+        fields(),
         bases=(original,),
         namespace={"__post_init__": check_and_post_init, "__doc__": original.__doc__},
     )
@@ -57,9 +41,7 @@ def add_keys(module: Any) -> None:
 def _take(args: Any, module: str) -> bool:
     """Whether the arguments ask for noise. Writes numbers that are given as text as numbers; with an alpha of 0 the
     keys are left out, so that no hook is put in for them, and a log line says so."""
-    line = no_noise_line(vars(args))
-    ours = keys_in(vars(args))
-    vars(args).update(dict.fromkeys(ours) if line else ours)
+    line = normalise(args)
     if line:
         package = "llamafactory.v1.utils" if ".v1." in module else "llamafactory.extras"
         importlib.import_module(f"{package}.logging").get_logger("llamafactory.neftune").info_rank0(line)

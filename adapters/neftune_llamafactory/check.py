@@ -5,9 +5,9 @@ from pathlib import Path
 from unittest.mock import patch
 
 from llamafactory.hparams import get_train_args, training_args
+from neftune_transformers.arguments import KEYS
 from omegaconf import OmegaConf
 
-from neftune_llamafactory.arguments import KEYS
 from neftune_plugins import CheckedModel, NoiseNotAppliedError, keys_in, unpatched
 
 # Whether this machine could run it is not the question: what it has of devices, launchers, files and packages.

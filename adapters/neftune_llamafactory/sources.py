@@ -48,7 +48,8 @@ def _is_of_training(parser: Any) -> bool:
 
 def _refuse_arguments(arguments: Sequence[str]) -> None:
     """Raise NoiseConfigError for options that nothing reads, and for keys in their values that are mappings."""
-    from neftune_llamafactory.arguments import KEYS
+    from neftune_transformers.arguments import KEYS
+
     from neftune_plugins import refuse_misplaced, refuse_options
 
     known = [f"--{spelt}" for name in KEYS for spelt in (name, name.replace("_", "-"))]
@@ -62,7 +63,8 @@ def _refuse_arguments(arguments: Sequence[str]) -> None:
 
 def _checked(parsed: Iterable[Any]) -> Iterable[Any]:
     """What a parser made. Raises NoiseNotAppliedError for arguments with alpha that are those of other trainers."""
-    from neftune_llamafactory.arguments import KEYS
+    from neftune_transformers.arguments import KEYS
+
     from neftune_plugins import NoiseNotAppliedError
 
     for arguments in parsed:

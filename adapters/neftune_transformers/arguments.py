@@ -10,6 +10,19 @@ from neftune_plugins import NoiseConfig, key, keys_in, no_noise_line
 KEYS = tuple(key(field) for field in dataclasses.fields(NoiseConfig))
 
 
+def fields() -> list[tuple[str, Any, Any]]:
+    """Our keys as the fields of a dataclass, for `dataclasses.make_dataclass`: name, type, and a field that is null by
+    default and has the help text."""
+    return [
+        (
+            key(field),
+            field.metadata["annotation"],
+            dataclasses.field(default=None, metadata={"help": field.metadata["help"]}),
+        )
+        for field in dataclasses.fields(NoiseConfig)
+    ]
+
+
 def with_keys(kind: type, post_init: Callable[[Any], None]) -> type:
     """A subclass of a dataclass whose further fields are our keys.
 
@@ -18,14 +31,6 @@ def with_keys(kind: type, post_init: Callable[[Any], None]) -> type:
 
     post_init: what the subclass does in `__post_init__`; it calls that of `kind` itself.
     """
-    fields = [
-        (
-            key(field),
-            field.metadata["annotation"],
-            dataclasses.field(default=None, metadata={"help": field.metadata["help"]}),
-        )
-        for field in dataclasses.fields(NoiseConfig)
-    ]
 
     def deepcopy(self: Any, memo: dict[int, Any]) -> Any:
         memo[id(self)] = made = object.__new__(type(self))
@@ -44,7 +49,7 @@ def with_keys(kind: type, post_init: Callable[[Any], None]) -> type:
         "__deepcopy__": deepcopy,
         "__reduce_ex__": lambda self, protocol: (object.__new__, (kind,), vars(self)),
     }
-    patched = dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), namespace=namespace)
+    patched = dataclasses.make_dataclass(kind.__name__, fields(), bases=(kind,), namespace=namespace)
     patched.__module__, patched.__qualname__ = kind.__module__, kind.__qualname__
     return patched
 
