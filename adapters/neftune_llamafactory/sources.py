@@ -48,14 +48,11 @@ def _is_of_training(parser: Any) -> bool:
 
 def _refuse_arguments(arguments: Sequence[str]) -> None:
     """Raise NoiseConfigError for options that nothing reads, and for keys in their values that are mappings."""
-    from neftune_transformers.arguments import KEYS
+    from neftune_transformers.arguments import options_read
 
     from neftune_plugins import refuse_misplaced, refuse_options
 
-    known = [f"--{spelt}" for name in KEYS for spelt in (name, name.replace("_", "-"))]
-    words = [argument.partition("=")[0] for argument in arguments]
-    shortened = [word for word in words if word.startswith("--neft") and any(one.startswith(word) for one in known)]
-    refuse_options(arguments, read=[*known, *shortened])  # argparse knows an option by its beginning
+    refuse_options(arguments, read=options_read(arguments))
     joined = (argument.partition("=")[::2] for argument in arguments)
     pairs = itertools.chain(joined, itertools.pairwise(arguments))
     refuse_misplaced({name.lstrip("-"): value for name, value in pairs if value.startswith("{")})

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from neftune_plugins import NoiseConfig, key, keys_in, no_noise_line
@@ -52,6 +52,14 @@ def with_keys(kind: type, post_init: Callable[[Any], None]) -> type:
     patched = dataclasses.make_dataclass(kind.__name__, fields(), bases=(kind,), namespace=namespace)
     patched.__module__, patched.__qualname__ = kind.__module__, kind.__qualname__
     return patched
+
+
+def options_read(arguments: Sequence[str]) -> list[str]:
+    """The options that argparse reads for our keys: both spellings of each, and the abbreviations among `arguments`."""
+    known = [f"--{spelt}" for name in KEYS for spelt in (name, name.replace("_", "-"))]
+    words = [argument.partition("=")[0] for argument in arguments]
+    shortened = [word for word in words if word.startswith("--neft") and any(one.startswith(word) for one in known)]
+    return [*known, *shortened]
 
 
 def normalise(args: Any) -> str:

@@ -5,10 +5,9 @@ Each command parses twice: the `trl` process before it launches anything, and th
 
 import functools
 import sys
-from collections.abc import Iterator
 from typing import Any
 
-from neftune_transformers.arguments import KEYS, normalise, with_keys
+from neftune_transformers.arguments import KEYS, normalise, options_read, with_keys
 
 from neftune_plugins import (
     NoiseNotAppliedError,
@@ -38,7 +37,7 @@ def patch(module: Any) -> None:
     def check_and_parse(self: Any, args: Any = None, *others: Any, **kwargs: Any) -> Any:
         words = sys.argv[1:] if args is None else list(args)
         if enabled() and _reads_keys(self):
-            refuse_options(words, read=list(_options_read(words)))
+            refuse_options(words, read=options_read(words))
         return parse(self, words, *others, **kwargs)
 
     @functools.wraps(set_defaults)
@@ -90,13 +89,3 @@ def _reads_keys(parser: Any) -> bool:
     actions = parser._actions
     parsers = [one for action in actions if isinstance(action.choices, dict) for one in action.choices.values()]
     return any(action.dest == _TYPE for action in actions) or any(map(_reads_keys, parsers))
-
-
-def _options_read(words: list[str]) -> Iterator[str]:
-    """The options that argparse reads for our keys, abbreviations among those given too."""
-    known = [f"--{spelt}" for name in KEYS for spelt in (name, name.replace("_", "-"))]
-    yield from known
-    for word in words:
-        option = word.partition("=")[0]
-        if option.startswith("--neft") and any(one.startswith(option) for one in known):
-            yield option
