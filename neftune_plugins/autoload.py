@@ -87,7 +87,7 @@ def _patch_loader(spec: ModuleSpec, patches: Sequence[str]) -> None:
         for patch in patches:
             _apply(patch, spec.name, module, executed=True)
 
-    loader = copy.copy(original)  # one loader may serve many modules
+    loader = copy.copy(original)  # several modules may share one loader
     loader.exec_module = exec_module  # type: ignore[method-assign]
     spec.loader = loader
 

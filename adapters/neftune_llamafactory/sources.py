@@ -1,4 +1,4 @@
-"""What LLaMA-Factory makes its arguments of, as written: it can be told to drop what it does not know."""
+"""LLaMA-Factory's command line and files as the user wrote them: with ALLOW_EXTRA_ARGS=1 it drops unknown keys."""
 
 import functools
 import itertools

@@ -1,4 +1,4 @@
-"""V1, which has trainers and callbacks of its own, and no NEFTune."""
+"""V1, which has its own trainers and callbacks, and no NEFTune."""
 
 import contextlib
 import functools
@@ -34,7 +34,7 @@ class NEFTuneV1Callback(TrainerCallback):  # type: ignore[misc]
         self._handle: Handle | None = None
         self._first_step = 0
         if alpha is not None and enabled():
-            resolve({}, self._given)  # a bad value is told here, not when the run begins
+            resolve({}, self._given)  # raises for a bad value now, before the run begins
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, **kwargs: Any) -> None:
         if not enabled():

@@ -27,7 +27,7 @@ from neftune_plugins import (
     resolve,
 )
 
-_log = logging.getLogger("ludwig.neftune")  # Ludwig shows what its own loggers are told
+_log = logging.getLogger("ludwig.neftune")  # Ludwig shows the messages of its own loggers only
 
 
 class NEFTuneCallback(Callback):  # type: ignore[misc]
@@ -53,7 +53,7 @@ class NEFTuneCallback(Callback):  # type: ignore[misc]
         self._handled: BaseException | None = None
         self._undo = contextlib.ExitStack()
         if alpha is not None and enabled():
-            resolve({}, self._given)  # a bad value is told here, not when the run begins
+            resolve({}, self._given)  # raises for a bad value now, before the run begins
 
     def on_train_init(self, base_config: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
         """Before Ludwig makes the model."""

@@ -9,7 +9,7 @@ from neftune_plugins import curve
 
 def patch(module: Any) -> None:
     """Patch `ludwig.trainers.trainer`, where a sweep asks for the curve: the loss of each step, which Ludwig writes for
-    TensorBoard unless it is told to skip its logs, and that of the validation set."""
+    TensorBoard unless `skip_save_log` is set, and that of the validation set."""
     if not curve.wanted():
         return
     trainer = module.Trainer

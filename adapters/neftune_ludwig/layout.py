@@ -15,8 +15,8 @@ from neftune_plugins import Batch, Layout, LayoutReader
 def of_model(tokenizer: Any) -> LayoutReader:
     """For model_type llm, whose rows are filled up with id 0 on the left, whatever the tokenizer pads with.
 
-    A row that begins with a real token of id 0 is told right where that is what the tokenizer puts in front, unless it
-    pads with the same: Ludwig takes that token for padding, too.
+    A row that begins with a real token of id 0 is read correctly if the tokenizer puts that token in front of each
+    text, unless it also pads with it: then Ludwig takes the token for padding, too.
     """
     opens = tokenizer.pad_token_id != 0 and tokenizer("").input_ids[:1] == [0]
 

@@ -12,7 +12,7 @@ from neftune_plugins import NEFTuneError, NoiseConfigError, NoiseNotAppliedError
 
 
 def leave_out_native_hook(module: Any) -> None:
-    """Patch `ludwig.models.llm`: Ludwig's hook, also on in batch size tuning, is not put in beside ours."""
+    """Patch `ludwig.models.llm`: do not install Ludwig's own hook, in training or in batch size tuning."""
     activate = module.LLM._activate_forward_hooks
 
     @functools.wraps(activate)

@@ -113,13 +113,13 @@ def _is_language_model(feature: Any) -> bool:
 
 
 def _tied(feature: Mapping[str, Any]) -> str | None:
-    """The feature whose encoder a feature uses instead of its own."""
+    """The other feature that a feature takes its encoder from."""
     tied = feature.get("tied")
     return None if tied is None or tied == feature.get("name") else str(tied)
 
 
 def _of_tied_features(config: Mapping[str, Any]) -> Iterator[tuple[Place, tuple[str, Mapping[str, Any]]]]:
-    """The places of the parameters of encoders that do not exist, with what is to be said of them, and the keys that
+    """The places of the parameters of encoders that do not exist, with the message about them, and the keys that
     are allowed there: Ludwig wants tied features to have the same parameters."""
     if config.get("model_type") == "llm":
         return

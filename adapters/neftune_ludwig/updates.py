@@ -14,8 +14,8 @@ class Updates:
     """The updates of the optimiser of one of Ludwig's trainers: those it has made, as the optimiser tells them, and
     those to come, as the trainer plans them.
 
-    Ludwig's own steps are batches, however many make an update. The count stands in the optimiser's state, so that
-    Ludwig saves it and a resumed run goes on with it.
+    Ludwig's own steps are batches, however many make an update. The count is in the optimiser's state, so that
+    Ludwig saves it and a resumed run continues it.
     """
 
     def __init__(self, trainer: Any) -> None:

@@ -35,12 +35,12 @@ class NEFTuneCallback(TrainerCallback):
     alpha: `neftune_noise_alpha`. Left out, it is that of TrainingArguments; null in both places is no noise.
     others: the further fields of `NoiseConfig`, for TrainingArguments that do not have them.
 
-    It takes the place of the Trainer's own hook, which is never on beside it. The noise follows the global step and,
+    It replaces the Trainer's own hook; the two are never active together. The noise follows the global step and,
     unless a seed is given, `TrainingArguments.seed`: a resumed run draws what the uninterrupted one would have drawn.
     When `train()` ends, however it ends, the model is as it was. The metrics of the noise are in the training's logs.
 
-    `logger` is told when the key is taken over. With the environment variable NEFTUNE_PLUGINS=0 the callback does
-    nothing. Raises NoiseConfigError for a value that cannot be used.
+    `logger` gets the line that says where noise is added. With the environment variable NEFTUNE_PLUGINS=0 the callback
+    does nothing. Raises NoiseConfigError for a value that cannot be used.
     """
 
     logger: Any = get_logger("transformers.neftune")
@@ -52,7 +52,7 @@ class NEFTuneCallback(TrainerCallback):
         self._begun = False
         self._first_step = 0
         if alpha is not None and enabled():
-            resolve({}, self._given)  # a bad value is told here, not when the run begins
+            resolve({}, self._given)  # raises for a bad value now, before the run begins
         _let_callbacks_into_trainer()
 
     def config(self, args: TrainingArguments) -> NoiseConfig | None:

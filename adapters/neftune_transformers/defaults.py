@@ -7,8 +7,8 @@ from neftune_transformers.callback import NEFTuneCallback
 
 
 class FromArguments(NEFTuneCallback):
-    """Does nothing unless TrainingArguments have our fields and ask for noise. A class of its own, because the Trainer
-    warns of two callbacks of one class: a user may give another, and then that one is used."""
+    """Does nothing unless TrainingArguments have our fields and ask for noise. A separate class, because the Trainer
+    warns of two callbacks of one class: if the user passes one, that one is used."""
 
     by_default = True
 

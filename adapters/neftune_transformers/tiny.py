@@ -1,4 +1,4 @@
-"""A causal language model small enough to train on a CPU in seconds, made on the spot without any download."""
+"""A causal language model small enough to train on a CPU in seconds, made without any download."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ from neftune_plugins import NoiseConfigError
 logger = get_logger("transformers.neftune")
 
 LARGEST = 1 << 20  # bytes of a tensor that is copied; if a larger one changes, that is an error
-MOST = 200_000  # objects that are looked at
+MOST = 200_000  # objects that are visited
 
 _SHARED = (type(threading.Lock()), type(threading.RLock()), threading.Thread, threading.Event, threading.Condition)
 _ALONE = (

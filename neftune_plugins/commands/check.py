@@ -33,7 +33,7 @@ def check(files: Sequence[Path], framework: str | None, lengths: Sequence[int]) 
     """Check files, those of one framework in one process.
 
     framework: name; None to recognise it from each file.
-    lengths: L of the examples whose noise is told, tokens.
+    lengths: lengths L of examples, in tokens, for which the noise is printed.
     """
     results: dict[Path, Checked] = {}
     jobs: dict[str, list[_Read]] = {}

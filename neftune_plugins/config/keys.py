@@ -85,7 +85,7 @@ class NoiseConfig:
         key="neftune_metrics",
         annotation=bool | None,
         said=truth,
-        help="true: what the noise was is logged beside the training's loss.",
+        help="true: log size and length of the noise together with the training's loss.",
     )
     clean_loss_steps: int | None = _field(
         None,
@@ -93,8 +93,8 @@ class NoiseConfig:
         annotation=int | None,
         said=integer,
         least=1,
-        help="In every so many-th optimisation step the batches are evaluated once more without noise, and that loss "
-        "is logged. An integer of at least 1. Left out, it never is.",
+        help="Every N optimisation steps, evaluate the batches once more without noise and log that loss: N, an "
+        "integer of at least 1. Left out: never.",
     )
 
     def __post_init__(self) -> None:

@@ -26,7 +26,7 @@ class EarlyLookup:
         self._shape = output.shape
 
     def is_output(self, embeds: Tensor) -> bool:
-        """Whether `embeds` is the very tensor that this lookup gave, unchanged."""
+        """Whether `embeds` is the tensor that this lookup returned, unchanged."""
         return self._output() is embeds and embeds._version == self._version
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """The forward hooks of one installation.
 
-A pre-hook on the modules above an embedding learns the batch, and a hook on the embedding's output adds the noise. What
-they share is `Noise`. The ideas behind it are in modules of their own: `calls` (which calls are in progress), `early`
+A pre-hook on the modules above an embedding learns the batch, and a hook on the embedding's output adds the noise. Both
+share `Noise`. Each idea behind it has its own module: `calls` (which calls are in progress), `early`
 (lookups before the model is called), `recompute` (forward passes that run again in backward), `adding`, `watch` (steps
 without noise).
 """

@@ -188,7 +188,7 @@ class Handle:
     def step(self) -> int:
         """The optimisation step whose noise is drawn. Each value gives new noise, the same value the same noise.
 
-        Until it is set, every training forward pass counts as a step of its own, if the schedule is constant. Setting
+        Until it is set, every training forward pass counts as one step, if the schedule is constant. Setting
         it raises NoiseNotAppliedError if the step before it had no noise, with the cause, and if the noise was removed.
         """
         return int(self._noise.step)
@@ -201,7 +201,7 @@ class Handle:
         if not self.installed:
             raise NoiseNotAppliedError(
                 f"step {step} cannot begin: the noise was removed from {type(self.model).__name__}, by remove() or by "
-                "a later install(...) in the same model, so the training would go on without noise. Install it again."
+                "a later install(...) in the same model, so training would continue without noise. Install it again."
             )
         if not self._noise.counts_forwards and step != self.step:
             self._check_step()
@@ -229,7 +229,7 @@ class Handle:
         if self.config.alpha == 0:
             return NO_NOISE
         return (
-            f"neftune_noise_alpha: {self.config.alpha:g} is taken over by neftune-plugins, the native hook is off; "
+            f"neftune_noise_alpha: {self.config.alpha:g} is applied by neftune-plugins, the native hook is off; "
             f"noise in {', '.join(self.embeddings)}, {self.config}"
         )
 

@@ -15,7 +15,7 @@ from neftune_plugins.noise.witnesses import Batch, Before, Witness, witnesses_of
 LayoutReader = Callable[[Batch], "Layout | None"]
 """Reads a batch's layout, or gives None to leave it to the next reader. Plain tensor code, so that it compiles."""
 
-# Upper half of an int64: counts words beside the tokens that the lower half counts.
+# Upper half of an int64: counts words; the lower half counts tokens.
 _WORD = 2**32
 
 

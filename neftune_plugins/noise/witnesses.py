@@ -33,7 +33,7 @@ _NUMBERS = (*_INTEGERS, torch.float16, torch.bfloat16, torch.float32, torch.floa
 # Additive masks hide with -10,000 or less; biases of visible tokens next to the diagonal (ALiBi) are above -1.
 _HIDES, _BIAS = -1000.0, -1.0
 
-# Lines of a mask that are looked at together.
+# Lines of a mask that are compared in one chunk.
 _CHUNK = 256
 
 
@@ -198,7 +198,7 @@ class Positions(Witness):
         if len(self.value_RBL) == 1:
             # They may skip some: those of hidden tokens, or those that make a short example look long (PoSE).
             return main_BL <= previous_BL
-        # The patches of an image share their time. Sound beside a video takes time back, but not to the row's start.
+        # The patches of an image share their time. The sound of a video takes time back, but not to the row's start.
         return (main_BL < previous_BL) & (main_BL <= before.first(main_BL))
 
 
@@ -379,7 +379,7 @@ def _check_prefix(batch: Batch) -> None:
 
 
 def _past_length(past: Any) -> int | None:
-    """How many tokens are cached; None where that cannot be told."""
+    """Number of cached tokens; None if it cannot be determined."""
     length = getattr(past, "get_seq_length", None)
     if callable(length):
         return int(length())

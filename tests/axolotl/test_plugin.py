@@ -43,7 +43,7 @@ def neftune_hooks(run: Run) -> list[str]:
 def test_the_command_line_with_one_key(driver, tmp_path):
     run = axolotl_cli(with_plugin(base_config(driver.model, "sft") | KEYS), tmp_path)
     assert run.returncode == 0, run.output
-    assert "neftune_noise_alpha: 5 is taken over by neftune-plugins, the native hook is off" in run.output
+    assert "neftune_noise_alpha: 5 is applied by neftune-plugins, the native hook is off" in run.output
     examples = [example for call in run.calls for example in per_example(call, driver.pad_id)]
     assert len(examples) == 20
     assert all(abs(ratio(example, 5) - 1) < 0.05 for example in examples)

@@ -579,7 +579,7 @@ def test_a_layout_reader_can_be_given_and_may_leave_a_batch_to_the_others(model)
 
 def test_what_is_installed_says_so(model):
     with untrained(model, CONFIG) as handle:
-        assert str(handle).startswith("neftune_noise_alpha: 5 is taken over by neftune-plugins")
+        assert str(handle).startswith("neftune_noise_alpha: 5 is applied by neftune-plugins")
         assert "noise in embed_tokens, NoiseConfig(alpha=5.0" in str(handle)
 
 

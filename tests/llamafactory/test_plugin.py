@@ -52,7 +52,7 @@ KEYS = {"neftune_noise_alpha": 5}
 AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 OURS = ["neftune_plugins.model.hooks.EmbeddingHook"]
 ZERO = "neftune_noise_alpha: 0 asks for no noise"
-TAKEN_OVER = "neftune_noise_alpha: 5 is taken over by neftune-plugins, the native hook is off"
+APPLIED = "neftune_noise_alpha: 5 is applied by neftune-plugins, the native hook is off"
 needs_v1 = pytest.mark.skipif(not HAS_V1, reason="V1 of this release has no trainer")
 both_paths = pytest.mark.parametrize("mode", ["sft", pytest.param("v1", marks=needs_v1)])
 
@@ -137,7 +137,7 @@ def assert_specified_noise(
 def test_the_command_line_with_one_key(driver, run, tmp_path):
     cli = llamafactory_cli(base_config(driver.model, "sft") | KEYS, tmp_path, execute=cold)
     assert cli.returncode == 0, cli.output
-    assert cli.output.count(TAKEN_OVER) == 1
+    assert cli.output.count(APPLIED) == 1
     assert_specified_noise(cli, driver)
     assert [hook for hook in cli.hooks_after if "neftune" in hook] == []
     assert cli.weights == run("sft", **KEYS).weights
@@ -147,7 +147,7 @@ def test_the_command_line_with_one_key(driver, run, tmp_path):
 def test_the_command_line_of_v1_with_one_key(driver, run, tmp_path):
     cli = llamafactory_cli(base_config(driver.model, "v1") | KEYS, tmp_path, "sft", execute=cold)
     assert cli.returncode == 0, cli.output
-    assert cli.output.count(TAKEN_OVER) == 1
+    assert cli.output.count(APPLIED) == 1
     assert_specified_noise(cli, driver)
     assert cli.weights == run("v1", **KEYS).weights
     written = [json.loads(line) for line in (tmp_path / "out" / "trainer_log.jsonl").read_text().splitlines()]
@@ -394,7 +394,7 @@ def two_ranks(driver, tmp_path_factory) -> list[Run]:
 
 def test_two_processes(driver, two_ranks):
     assert two_ranks[0].returncode == 0, two_ranks[0].output
-    assert two_ranks[0].output.count(TAKEN_OVER) == 1  # said by one
+    assert two_ranks[0].output.count(APPLIED) == 1  # said by one
     for rank in two_ranks:
         assert_specified_noise(rank, driver, num_steps=3)
         assert [hook for hook in rank.hooks_after if "neftune" in hook] == []
@@ -712,7 +712,7 @@ def test_the_page_in_python(driver, tmp_path):
     lines, code = LineHandler(), shown("docs/llamafactory.md", "python")
     with clean_process(lines):
         exec(code, {"args": base_config(driver.model, "sft") | {"output_dir": str(tmp_path)}})
-    assert sum(TAKEN_OVER in line for line in lines.lines) == 1
+    assert sum(APPLIED in line for line in lines.lines) == 1
 
 
 def test_companions_without_alpha_are_named(tmp_path):

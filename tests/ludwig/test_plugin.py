@@ -637,7 +637,7 @@ def test_the_command_line_with_one_key(driver, outside):
     """With a value that Ludwig alone refuses."""
     run = outside["one key"].result()
     assert run.returncode == 0, run.output
-    assert "neftune_noise_alpha: 5.5 is taken over by neftune-plugins, the native hook is off" in run.output
+    assert "neftune_noise_alpha: 5.5 is applied by neftune-plugins, the native hook is off" in run.output
     assert len(trained(run.calls)) == 5
     assert_papers_noise(trained(run.calls), driver.pad_id, 5.5)
     assert neftune_hooks(run.steps[0]["hooks"]) == OURS

@@ -222,7 +222,7 @@ def test_a_callback_where_nothing_is_trained_is_an_error(driver, tmp_path):
         ):
             model.train(dataset=str(driver.dataset), output_directory=str(tmp_path), **NOT_SAVED)
     assert loaded == []
-    assert lines is None or "taken over" not in lines
+    assert lines is None or "is applied by" not in lines
 
 
 def test_a_saved_model_whose_trainer_trains_nothing_predicts_and_does_not_train(driver, tmp_path, monkeypatch):

@@ -1,8 +1,8 @@
-"""Fast paths of the draw beside the plain one: one pass over x, with the same bits. On CPUs a C loop, on accelerators a
-Triton kernel.
+"""Faster implementations of the draw than the plain one: one pass over x, with the same bits. A C loop on
+CPUs, a Triton kernel on accelerators.
 
-A kernel is used only after it has given the bits of the plain path on a few rows of this process's device. Where there
-is none, the plain path is used; `chosen` says which and why, and one warning is logged if a kernel failed.
+A kernel is used only after it has given the bits of the plain path on a few rows of this process's device. Without
+one the plain path is used; `chosen` says which and why, and one warning is logged if a kernel failed.
 """
 
 import logging
