@@ -1,4 +1,4 @@
-"""Axolotl's own validation of a configuration, and whether the plugin is in it."""
+"""Validates a configuration with Axolotl's own code, and checks that Axolotl finds the plugin."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,26 +21,31 @@ _TRAINERS_SEED: Any = TrainingArguments.__dataclass_fields__["seed"].default
 
 
 def adapter() -> str:
-    """How Axolotl finds the plugin. Raises NoiseNotAppliedError where it looks for plugins and does not find it."""
+    """Return how Axolotl finds the plugin. Raises NoiseNotAppliedError if it searches entry points and misses ours."""
     find = getattr(base, "get_builtin_plugins", None)
     if find is None:
-        return f"where the configuration has `plugins: [{_OURS}]`: this release finds no plugins by itself"
+        return f"if the configuration has `plugins: [{_OURS}]`; this release does not search entry points"
     if _OURS not in find():
-        raise NoiseNotAppliedError(f"Axolotl does not find the entry point of {_OURS}")
+        raise NoiseNotAppliedError(
+            f"Axolotl does not find the entry point of {_OURS}: reinstall neftune-plugins in this environment"
+        )
     return "found by its entry point"
 
 
 def check(file: Path) -> Sequence[CheckedModel]:
-    """Without the capabilities of a GPU, which may be another machine's. Raises NoiseConfigError for what Axolotl
-    refuses, and NoiseNotAppliedError where our keys are set and the plugin is not in."""
+    """Validate a file without asking for a GPU, because the run may be on another machine.
+
+    Raises NoiseConfigError for what Axolotl refuses, and NoiseNotAppliedError if our keys are set and the plugin is
+    not loaded.
+    """
     base.PluginManager.get_instance().plugins.clear()
     config = DictDefault(yaml.safe_load(file.read_text(encoding="utf-8")))
     prepare_plugins(config)
     found = any(isinstance(one, NEFTunePlugin) for one in base.PluginManager.get_instance().plugins.values())
     if enabled() and not found and resolve(with_present_name(config)) is not None:
         raise NoiseNotAppliedError(
-            "neftune_noise_alpha would be that of Axolotl's own hook: this release finds no plugins by itself; add "
-            f"plugins: [{_OURS}]"
+            "Axolotl's own hook would read neftune_noise_alpha, because this release of Axolotl does not search entry "
+            f"points and the configuration does not name our plugin. Add plugins: [{_OURS}]"
         )
     try:
         validated = validate_config(config)
@@ -51,7 +56,7 @@ def check(file: Path) -> Sequence[CheckedModel]:
             place=(),
             keys=keys_in(validated),
             model=validated["base_model"],
-            native=not validated.get("rl"),  # its builder of RL trainers leaves the key out
+            native=not validated.get("rl"),  # its builder of RL trainers does not pass the key on
             seed=_TRAINERS_SEED if validated.get("seed") is None else validated["seed"],
         )
     ]

@@ -1,4 +1,4 @@
-"""Axolotl as the `neftune` command knows it; imports nothing of it."""
+"""Describes Axolotl to the `neftune` command, without importing it."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

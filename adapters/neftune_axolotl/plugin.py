@@ -1,4 +1,4 @@
-"""The Axolotl plugin: the keys in Axolotl's schema, and the callback in its trainers."""
+"""The Axolotl plugin: adds the keys to Axolotl's schema and the callback to its trainers."""
 
 import dataclasses
 import sys
@@ -28,17 +28,18 @@ from neftune_plugins import (
 )
 
 _ALPHA = "neftune_noise_alpha"
-_LOG = get_logger("axolotl.neftune")  # Axolotl prints the lines of its own loggers only
+_LOG = get_logger("axolotl.neftune")  # Axolotl shows only its own loggers
 
 
 def with_present_name(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration in which alpha has its present name. Raises NoiseConfigError for two of them."""
+    """Return the configuration with alpha under its current name. Raises NoiseConfigError if both names are set."""
     named = {name: value for name, value in cfg.items() if name != _OLDER_NAME}
     older = cfg.get(_OLDER_NAME)
     if older is not None:
         if named.get(_ALPHA) is not None:
             raise NoiseConfigError(
-                f"{_OLDER_NAME} is the older name of {_ALPHA}; both are set: leave {_OLDER_NAME} out"
+                f"{_OLDER_NAME} and {_ALPHA} are both set, and the first is the older name of the second. Leave "
+                f"{_OLDER_NAME} out"
             )
         named[_ALPHA] = older
     return named
@@ -59,11 +60,11 @@ class _Checked(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def check_neftune_keys(cls, data: Any) -> Any:
-        """Check the keys as written: afterwards true would be 1.0, and a misspelt key would be gone."""
+        """Check the keys before validation, which turns true into 1.0 and drops misspelt keys."""
         named = with_present_name(data)
         refuse_misplaced(named)
         ours = keys_in(named)
-        if resolve(named) is None:  # 0 among them, which Axolotl's own schema refuses
+        if resolve(named) is None:  # also for 0, which Axolotl's own schema refuses
             return {name: value for name, value in named.items() if name not in ours}
         _refuse_cut_sequences(named)
         return named | ours
@@ -81,8 +82,8 @@ NEFTuneArgs = create_model("NEFTuneArgs", __base__=_Checked, __module__=__name__
 class NEFTunePlugin(BasePlugin):  # type: ignore[misc]
     """Reads `neftune_noise_alpha` and the other keys, in SFT and in the RL trainers, instead of Axolotl's own hook.
 
-    Without the key, or with NEFTUNE_PLUGINS=0 in the environment, it does nothing. Found under two names, it is one
-    plugin: the first that was registered.
+    Without the key, or with NEFTUNE_PLUGINS=0 in the environment, it does nothing. If it is registered twice, under
+    two names, only the first instance is active.
     """
 
     def __init__(self) -> None:
@@ -91,7 +92,7 @@ class NEFTunePlugin(BasePlugin):  # type: ignore[misc]
         self._callback: _Callback | None = None
 
     def register(self, cfg: Any) -> None:
-        """Look at the configuration as written, before Axolotl drops what it does not know."""
+        """Check the configuration as written, before Axolotl drops unknown keys."""
         if not self._active():
             return
         named = with_present_name(cfg)
@@ -120,19 +121,19 @@ class NEFTunePlugin(BasePlugin):  # type: ignore[misc]
             return [self._callback]
         if self._wanted:
             raise NoiseNotAppliedError(
-                f"{_ALPHA} is set, but is gone from the configuration after Axolotl's validation: another plugin took "
-                "it out"
+                f"{_ALPHA} was set in the file, but is missing from the configuration after Axolotl's validation, so "
+                "training would have no noise. Another plugin removed it: take that plugin out of `plugins`"
             )
         return []
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
         if self._callback is None:
             if self._wanted:
-                raise NoiseNotAppliedError(_no_callbacks(trainer, "was not given the plugins' callbacks"))
+                raise NoiseNotAppliedError(_no_callbacks(trainer, "did not get the callbacks of plugins"))
             return
         handler = getattr(trainer, "callback_handler", None)
         if self._callback not in getattr(handler, "callbacks", ()):
-            raise NoiseNotAppliedError(_no_callbacks(trainer, "leaves out the callbacks that it is given"))
+            raise NoiseNotAppliedError(_no_callbacks(trainer, "ignores the callbacks that it gets"))
 
     def post_train(self, cfg: Any, model: Any) -> None:
         """Axolotl calls it twice, before and after it saves the model."""
@@ -143,18 +144,18 @@ class NEFTunePlugin(BasePlugin):  # type: ignore[misc]
         callback, self._callback = self._callback, None
         if callback is not None and callback.ended and not callback.began:
             raise NoiseNotAppliedError(
-                f"the training is over, without noise in spite of {_ALPHA}: the trainer did not tell its callbacks "
-                "when it began. Its model is saved"
+                f"training ended without noise although {_ALPHA} is set: the trainer did not call on_train_begin of "
+                "its callbacks. The model is saved. Use a trainer that calls its callbacks"
             )
 
     def _active(self) -> bool:
-        """Whether this plugin is switched on, and the first of those that were registered."""
+        """Whether this plugin is switched on and is the first registered instance."""
         ours = (one for one in PluginManager.get_instance().plugins.values() if isinstance(one, NEFTunePlugin))
         return enabled() and next(ours, self) is self
 
 
 class _Callback(NEFTuneCallback):
-    """began: whether the event of the training's begin came. ended: whether the trainer returned."""
+    """began: whether `on_train_begin` was called. ended: whether the trainer returned."""
 
     logger = _LOG
     began = ended = False
@@ -172,7 +173,9 @@ def _no_callbacks(trainer: Any, problem: str) -> str:
 
 
 def _is_axolotls_command() -> bool:
-    """Whether this process is the command `axolotl`, which drops options that it does not know. What it launches
-    hands all options on into the configuration, and the arguments of other scripts are none of ours."""
+    """Whether this process is the command `axolotl`, which drops unknown options.
+
+    The processes that it launches write all options into the configuration. Other scripts have their own arguments.
+    """
     program = Path(sys.argv[0])
     return program.stem == "axolotl" or program.parts[-3:] == ("axolotl", "cli", "main.py")

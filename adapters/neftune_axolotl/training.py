@@ -7,17 +7,17 @@ from typing import Any
 
 from neftune_plugins import TrainingCommand
 
-# Axolotl's name of the key before it was neftune_noise_alpha; it moves the value to the new one.
+# Axolotl's older name of neftune_noise_alpha; Axolotl moves the value to the current name.
 OLDER_NAME = "noisy_embedding_alpha"
 
 
 def arguments(config: Path) -> list[str]:
-    """The command line that trains what a configuration says."""
+    """Return the command line that trains a configuration."""
     return [str(Path(sys.executable).with_name("axolotl")), "train", str(config)]
 
 
 def no_training(config: Mapping[str, Any]) -> str:
-    """Why a run with this configuration trains nothing; empty where it trains."""
+    """Return why a run with this configuration trains nothing; empty if it trains."""
     if config.get("num_epochs") == 0 and not config.get("max_steps"):
         return "num_epochs is 0; set num_epochs: 1"
     return ""

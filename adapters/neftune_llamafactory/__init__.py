@@ -1,6 +1,6 @@
-"""NEFTune for LLaMA-Factory: found by itself when LLaMA-Factory runs (docs/autoload.md), or given as a callback.
+"""NEFTune for LLaMA-Factory: active as soon as LLaMA-Factory runs (docs/autoload.md), or passed as a callback.
 
-The callback of the classic path is that of `neftune_transformers`; V1 has its own.
+The classic path uses the callback of `neftune_transformers`; V1 has its own.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""The keys on LLaMA-Factory's TrainingArguments, of the classic path and of V1."""
+"""Adds the keys to LLaMA-Factory's TrainingArguments, in the classic path and in V1."""
 
 import dataclasses
 import importlib
@@ -12,14 +12,14 @@ _ALPHA = KEYS[0]
 
 
 def add_keys(module: Any) -> None:
-    """Patch a `training_args` module: its class gets our fields, and checks them when it is made, which is before the
-    model loads. Pickles of it load without this package."""
+    """Patch a `training_args` module: its class gets our fields and checks them in `__post_init__`, before the model
+    loads. Its pickles load without this package."""
     original = module.TrainingArguments
 
     def check_and_post_init(self: Any) -> None:
         noisy = enabled() and _take(self, module.__name__)
         if noisy:
-            import transformers.trainer  # noqa: F401  (it is needed soon, and its patch may fail)
+            import transformers.trainer  # noqa: F401  (training needs it, and its patch may fail)
 
             problem = unpatched("neftune_llamafactory")
             if problem:
@@ -39,8 +39,11 @@ def add_keys(module: Any) -> None:
 
 
 def _take(args: Any, module: str) -> bool:
-    """Whether the arguments ask for noise. Writes numbers that are given as text as numbers; with an alpha of 0 the
-    keys are left out, so that no hook is put in for them, and a log line says so."""
+    """Return whether the arguments ask for noise.
+
+    Converts numbers given as text. With an alpha of 0 it clears the keys, so that no hook is installed for them, and
+    logs that.
+    """
     line = normalise(args)
     if line:
         package = "llamafactory.v1.utils" if ".v1." in module else "llamafactory.extras"
@@ -49,5 +52,5 @@ def _take(args: Any, module: str) -> bool:
 
 
 def check_distribution(args: Any) -> None:
-    """Raises NoiseConfigError for arguments of V1 under which it cuts sequences."""
+    """Raise NoiseConfigError for arguments of V1 that split sequences over processes."""
     refuse_context_parallel({"dist_config.cp_size": (getattr(args, "dist_config", None) or {}).get("cp_size")})

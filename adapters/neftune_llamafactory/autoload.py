@@ -1,11 +1,11 @@
-"""What `import torch` runs; imports nothing of LLaMA-Factory."""
+"""Runs at the end of `import torch`; does not import LLaMA-Factory."""
 
 from neftune_plugins import after_import
 
 
 def register() -> None:
     """Entry point of the group `torch.backends`."""
-    # torchrun starts with llamafactory.train.tuner, which is half imported when it comes to torch: no patch for it.
+    # Under torchrun, llamafactory.train.tuner itself imports torch: its import has begun, so it cannot be patched.
     after_import(
         {
             "transformers.hf_argparser": "neftune_llamafactory.sources:patch",

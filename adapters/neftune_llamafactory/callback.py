@@ -1,4 +1,4 @@
-"""The callback of `neftune_transformers` among the Trainer's defaults."""
+"""Makes the callback of `neftune_transformers` one of the Trainer's default callbacks."""
 
 from neftune_transformers.defaults import FromArguments, add
 

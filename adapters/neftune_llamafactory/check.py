@@ -1,4 +1,4 @@
-"""LLaMA-Factory's own validation of a configuration, and whether its modules are patched."""
+"""Validates a configuration with LLaMA-Factory's own code, and checks that its modules are patched."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +10,13 @@ from omegaconf import OmegaConf
 
 from neftune_plugins import CheckedModel, NoiseNotAppliedError, keys_in, unpatched
 
-# Whether this machine could run it is not the question: what it has of devices, launchers, files and packages.
+# The run may be on another machine, so devices, launchers, files and packages of this one are not checked.
 _ANYWHERE = ["use_cpu=true", "overwrite_output_dir=true"]
 _OF_A_MACHINE = ("accelerator_config", "ddp_backend", "deepspeed", "fsdp", "fsdp_config", "tf32")
 
 
 def adapter() -> str:
-    """How LLaMA-Factory's modules are patched. Raises NoiseNotAppliedError where they are not."""
+    """Return how LLaMA-Factory's modules are patched. Raises NoiseNotAppliedError if they are not."""
     problem = unpatched("neftune_llamafactory")
     if not problem and not set(KEYS) <= set(training_args.TrainingArguments.__dataclass_fields__):
         problem = "PyTorch has not called the entry points of `torch.backends`; unset TORCH_DEVICE_BACKEND_AUTOLOAD"
@@ -26,7 +26,7 @@ def adapter() -> str:
 
 
 def check(file: Path) -> Sequence[CheckedModel]:
-    """As `llamafactory-cli` reads a file, of the classic path or of V1."""
+    """Read a file as `llamafactory-cli` does, in the classic path or in V1."""
     config = OmegaConf.to_container(OmegaConf.load(file))
     v1 = "model_name_or_path" not in config
     elsewhere = [] if v1 else [*_ANYWHERE, *(f"{name}=null" for name in _OF_A_MACHINE if name in config)]

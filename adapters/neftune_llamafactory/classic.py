@@ -7,7 +7,9 @@ from neftune_plugins import after_import
 
 
 def patch(module: Any) -> None:
-    """Patch `llamafactory.hparams.training_args`, and have every trainer of the process given the callback. For that no
-    trainer is imported: chat has none."""
+    """Patch `llamafactory.hparams.training_args`, and give the callback to every trainer of the process.
+
+    Does not import a trainer, because `llamafactory-cli chat` has none.
+    """
     add_keys(module)
     after_import({"transformers.trainer": "neftune_llamafactory.callback:add"})

@@ -1,4 +1,4 @@
-"""What the trainers of V1 log, for `neftune sweep`; those of the classic path are Trainers of transformers."""
+"""Records the loss that V1's trainers log, for `neftune sweep`. (The classic path uses transformers' Trainer.)"""
 
 from typing import Any
 
@@ -8,6 +8,6 @@ from neftune_plugins import curve
 
 
 def patch(module: Any) -> None:
-    """Patch `llamafactory.v1.utils.callbacks.trainer_callback`, where a sweep asks for the curve."""
+    """Patch `llamafactory.v1.utils.callbacks.trainer_callback` if a sweep asks for the loss curve."""
     if curve.wanted():
         record_logs(module.CallbackHandler)

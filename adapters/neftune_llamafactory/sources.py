@@ -9,7 +9,7 @@ _ALPHA = "neftune_noise_alpha"
 
 
 def patch(module: Any) -> None:
-    """Patch `transformers.hf_argparser`, whose parser both paths use; the parsers of others are left alone."""
+    """Patch `transformers.hf_argparser`, whose parser both paths use. Other programs' parsers work as before."""
     parser = module.HfArgumentParser
     parse_dict, parse_arguments = parser.parse_dict, parser.parse_args_into_dataclasses
     if hasattr(parse_dict, "_neftune_wrapped"):
@@ -37,7 +37,7 @@ def patch(module: Any) -> None:
 
 
 def _is_of_training(parser: Any) -> bool:
-    """Whether a parser makes LLaMA-Factory's arguments, those of the training among them."""
+    """Whether a parser makes LLaMA-Factory's training arguments."""
     kinds = parser.dataclass_types
     if not any(kind.__module__.startswith("llamafactory.") for kind in kinds):
         return False
@@ -47,7 +47,7 @@ def _is_of_training(parser: Any) -> bool:
 
 
 def _refuse_arguments(arguments: Sequence[str]) -> None:
-    """Raise NoiseConfigError for options that nothing reads, and for keys in their values that are mappings."""
+    """Raise NoiseConfigError for options that nothing reads, and for our keys inside JSON values of options."""
     from neftune_transformers.arguments import options_read
 
     from neftune_plugins import refuse_misplaced, refuse_options
@@ -59,7 +59,7 @@ def _refuse_arguments(arguments: Sequence[str]) -> None:
 
 
 def _checked(parsed: Iterable[Any]) -> Iterable[Any]:
-    """What a parser made. Raises NoiseNotAppliedError for arguments with alpha that are those of other trainers."""
+    """Return what a parser made. Raises NoiseNotAppliedError if alpha is in arguments of trainers without support."""
     from neftune_transformers.arguments import KEYS
 
     from neftune_plugins import NoiseNotAppliedError
@@ -69,7 +69,7 @@ def _checked(parsed: Iterable[Any]) -> Iterable[Any]:
         if alpha and not hasattr(arguments, KEYS[1]):
             kind = f"{type(arguments).__module__}.{type(arguments).__qualname__}"
             raise NoiseNotAppliedError(
-                f"{_ALPHA}: {alpha!r} would not be read by this package: LLaMA-Factory makes {kind} of it, as it does "
-                f"with USE_MCA=1. Train without that, or leave {_ALPHA} out"
+                f"{_ALPHA}: {alpha!r} would have no effect: LLaMA-Factory puts it into {kind}, as it does with "
+                f"USE_MCA=1, and this package does not support its trainers. Unset USE_MCA, or leave {_ALPHA} out"
             )
     return parsed

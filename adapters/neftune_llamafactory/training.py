@@ -9,12 +9,12 @@ from neftune_plugins import TrainingCommand
 
 
 def arguments(config: Path) -> list[str]:
-    """The command line that trains what a configuration says."""
+    """Return the command line that trains a configuration."""
     return [str(Path(sys.executable).with_name("llamafactory-cli")), "train", str(config)]
 
 
 def no_training(config: Mapping[str, Any]) -> str:
-    """Why a run with this configuration trains nothing; empty where it trains. V1 trains whatever it is given."""
+    """Return why a run with this configuration trains nothing; empty if it trains. V1 always trains."""
     if "model_name_or_path" in config and not config.get("do_train"):
         return f"do_train is {'false' if 'do_train' in config else 'left out, which is false'}; set do_train: true"
     if config.get("num_train_epochs") == 0 and not config.get("max_steps"):

@@ -18,11 +18,14 @@ _log = logging.get_logger("llamafactory.neftune")
 
 
 class NEFTuneV1Callback(TrainerCallback):  # type: ignore[misc]
-    """Noisy embeddings (arXiv 2310.05914) for LLaMA-Factory V1's trainers.
+    """Noisy embeddings (arXiv 2310.05914) for LLaMA-Factory V1's trainers in Python.
+
+    >>> trainer = SFTTrainer(args, model, renderer, train_dataset, callbacks=[NEFTuneV1Callback(alpha=5)])
+    >>> trainer.fit()
 
     alpha: `neftune_noise_alpha`. Left out, it is that of TrainingArguments; null in both places is no noise.
     others: the further fields of `NoiseConfig`.
-    pad_token_id: as the batches are padded; by default what the model's configuration says.
+    pad_token_id: id that batches are padded with; by default that of the model's configuration.
 
     The noise follows the global step and, unless a seed is given, `TrainingArguments.seed`. With the environment
     variable NEFTUNE_PLUGINS=0 the callback does nothing. Raises NoiseConfigError for a value that cannot be used.
@@ -56,7 +59,7 @@ class NEFTuneV1Callback(TrainerCallback):  # type: ignore[misc]
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, **kwargs: Any) -> None:
         if self._handle is not None:
-            self._handle.step = state.global_step - 1  # counted before the step here, after it in transformers
+            self._handle.step = state.global_step - 1  # V1 increments it before the step, transformers after it
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, **kwargs: Any) -> None:
         if self._handle is not None:
@@ -69,12 +72,12 @@ class NEFTuneV1Callback(TrainerCallback):  # type: ignore[misc]
     def on_train_end(self, args: TrainingArguments, state: TrainerState, **kwargs: Any) -> None:
         handle = self._handle
         self.remove()
-        # A resumed run may have nothing left to train.
+        # A resumed run may have no steps left.
         if handle is not None and state.global_step > self._first_step:
             handle.end()
 
     def remove(self) -> None:
-        """Take the noise out of the model, if it is in."""
+        """Remove the noise from the model. Does nothing if there is none."""
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
@@ -88,7 +91,7 @@ class NEFTuneV1Callback(TrainerCallback):  # type: ignore[misc]
             clean_loss = None if self._handle is None else self._handle.clean_loss
             if clean_loss is None:
                 return compute_loss(batch)
-            # What the trainer itself weights the batches of a step by.
+            # The weight that the trainer itself gives each batch of a step.
             tokens = compute_valid_tokens([batch]) if clean_loss.due else 0
             return clean_loss.beside(
                 lambda: compute_loss(batch),
@@ -105,7 +108,7 @@ class NEFTuneV1Callback(TrainerCallback):  # type: ignore[misc]
 
 
 def patch(module: Any) -> None:
-    """Patch `llamafactory.v1.core.base_trainer`: trainers have the callback, and it ends also when training raises."""
+    """Patch `llamafactory.v1.core.base_trainer`: trainers get the callback, which also ends if training raises."""
     fit = module.BaseTrainer.fit
 
     @functools.wraps(fit)
@@ -115,7 +118,7 @@ def patch(module: Any) -> None:
         callbacks = self.callback_handler.callbacks
         ours = [callback for callback in callbacks if isinstance(callback, NEFTuneV1Callback)]
         ours = ours or [NEFTuneV1Callback(pad_token_id=getattr(tokenizer, "pad_token_id", None))]
-        # First, so that the others see the model as it is trained, and log our metrics.
+        # First, so that other callbacks see the model with noise, and log our metrics.
         callbacks[:] = ours + [callback for callback in callbacks if callback not in ours]
         with contextlib.ExitStack() as stack:
             for callback in ours:

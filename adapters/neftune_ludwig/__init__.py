@@ -1,4 +1,4 @@
-"""NEFTune for Ludwig: found by itself when Ludwig runs (docs/autoload.md), or given as a callback."""
+"""NEFTune for Ludwig: active as soon as Ludwig runs (docs/autoload.md), or passed as a callback."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -31,24 +31,27 @@ _log = logging.getLogger("ludwig.neftune")  # Ludwig shows the messages of its o
 
 
 class NEFTuneCallback(Callback):  # type: ignore[misc]
-    """Noisy embeddings (arXiv 2310.05914) for `LudwigModel(config, callbacks=[NEFTuneCallback(alpha=5)])`.
+    """Noisy embeddings (arXiv 2310.05914) for Ludwig in Python, without the keys in the configuration.
+
+    >>> model = LudwigModel(config, callbacks=[NEFTuneCallback(alpha=5)])
+    >>> results = model.train(dataset=dataset)
 
     alpha: `neftune_noise_alpha`. Left out, it is that of the `model_parameters` of the configuration, if it has any.
     others: the further fields of `NoiseConfig`.
 
-    It takes the place of Ludwig's own hook. The noise follows the optimiser's steps and, unless a seed is given,
+    It replaces Ludwig's own hook. The noise follows the optimiser's steps and, unless a seed is given,
     Ludwig's `random_seed`. When training ends, the model is as it was. The metrics of the noise are in Ludwig's
     TensorBoard logs of the training.
 
     With the environment variable NEFTUNE_PLUGINS=0 it does nothing. Raises NoiseConfigError for a value that cannot be
-    used, and NoiseNotAppliedError before the first step where the model has no language model that is trained.
+    used, and NoiseNotAppliedError before the first step if no language model in the model is trained.
     """
 
     def __init__(self, alpha: float | None = None, **others: Any) -> None:
         self._given = {"alpha": alpha, **others}
         self._handles: dict[str, Handle] = {}
         self._updates: Updates | None = None
-        self._logged: int | None = None  # updates, by the last metrics
+        self._logged: int | None = None  # updates when metrics were last logged
         self._failure: NoiseNotAppliedError | None = None
         self._handled: BaseException | None = None
         self._undo = contextlib.ExitStack()
@@ -72,7 +75,7 @@ class NEFTuneCallback(Callback):  # type: ignore[misc]
         self._failure, self._handled = None, sys.exception()
         self._install(trainer, is_coordinator, online)
         if self._handles:
-            # Where this package's patches are not in place, Ludwig has put its own hook in.
+            # Without this package's patches Ludwig has installed its own hook.
             trainer.model._deactivate_forward_hooks()
             trainer.model._forward_hook_handles.clear()
             self._follow(trainer)
@@ -81,7 +84,7 @@ class NEFTuneCallback(Callback):  # type: ignore[misc]
     def on_trainer_train_teardown(
         self, trainer: Any, progress_tracker: Any, save_path: str, is_coordinator: bool, **kwargs: Any
     ) -> None:
-        # Ludwig tells of the end from a `finally`, and has the model yet to save.
+        # Ludwig calls this in a `finally`, before it saves the model.
         if sys.exception() is self._handled and self._updates is not None and not self._updates.nothing_left():
             try:
                 for handle in self._handles.values():
@@ -94,13 +97,13 @@ class NEFTuneCallback(Callback):  # type: ignore[misc]
         self.end()
 
     def end(self) -> None:
-        """Raise NoiseNotAppliedError if the training that ended went on without noise. Does nothing the second time."""
+        """Raise NoiseNotAppliedError if the training that just ended had no noise. Does nothing the second time."""
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
 
     def remove(self) -> None:
-        """Take the noise out of the model, if it is in."""
+        """Remove the noise from the model. Does nothing if there is none."""
         self._undo.close()
         self._handles.clear()
         self._updates = None
@@ -129,7 +132,7 @@ class NEFTuneCallback(Callback):  # type: ignore[misc]
             )
 
     def _follow(self, trainer: Any) -> None:
-        """Have each batch under the noise of the update that it is for."""
+        """Give each batch the noise of the update that it belongs to."""
         updates = self._updates = Updates(trainer)
         self._undo.callback(updates.follow(self._wrap).remove)
         train_step = trainer.train_step
@@ -164,7 +167,7 @@ class NEFTuneCallback(Callback):  # type: ignore[misc]
         return train_step()
 
     def _log(self, trainer: Any) -> None:
-        """Have the metrics written after each update, with what Ludwig writes of the batch."""
+        """Write the metrics after each update, together with those that Ludwig writes for the batch."""
         write_step_summary = trainer.write_step_summary
 
         def write_with_metrics(train_summary_writer: Any, *args: Any, step: int, **kwargs: Any) -> None:
@@ -186,15 +189,15 @@ class NEFTuneCallback(Callback):  # type: ignore[misc]
         setattr(trainer, name, wrapper)
 
         def unwrap() -> None:
-            if getattr(trainer, name) is wrapper:  # somebody else's may be around it
+            if getattr(trainer, name) is wrapper:  # another wrapper may be around ours
                 setattr(trainer, name, wrapped)
 
         self._undo.callback(unwrap)
 
 
 def _loss(trainer: Any, inputs: Any, targets: Any) -> Tensor:
-    """Of a batch, as Ludwig's `train_step` computes it."""
-    targets = dict(targets)  # Ludwig puts others in their place
+    """Return the loss of a batch as Ludwig's `train_step` computes it."""
+    targets = dict(targets)  # Ludwig replaces these
     with torch.amp.autocast("cuda") if trainer.use_amp else contextlib.nullcontext():
         outputs = trainer.dist_model((inputs, targets))
         loss: Tensor = trainer.model.train_loss(
@@ -204,7 +207,7 @@ def _loss(trainer: Any, inputs: Any, targets: Any) -> Tensor:
 
 
 def refuse_unread_in(model: Any) -> None:
-    """Raise NoiseNotAppliedError for a key in the configuration of a model that nothing reads."""
+    """Raise NoiseNotAppliedError if nothing reads a key that is in the model's configuration."""
     try:
         refuse_unread(model.config_obj.to_dict())
     except NoiseConfigError as error:
@@ -212,7 +215,7 @@ def refuse_unread_in(model: Any) -> None:
 
 
 def _refuse(trainer: Any, config: NoiseConfig, online: bool) -> None:
-    """Raise for what a trainer cannot do."""
+    """Raise NoiseConfigError for keys that this trainer cannot follow."""
     if not hasattr(trainer, "train_step"):
         raise NoiseNotAppliedError(
             f"neftune_noise_alpha: {config.alpha:g} has no effect, because {type(trainer).__name__} trains nothing; "

@@ -1,4 +1,4 @@
-"""Ludwig's own validation of a configuration, and whether its modules are patched."""
+"""Validates a configuration with Ludwig's own code, and checks that its modules are patched."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from neftune_plugins import CheckedModel, NoiseConfigError, NoiseNotAppliedError
 
 
 def adapter() -> str:
-    """How Ludwig's modules are patched. Raises NoiseNotAppliedError where they are not."""
+    """Return how Ludwig's modules are patched. Raises NoiseNotAppliedError if they are not."""
     stop_if_unpatched()
     if not set(KEYS.values()) <= set(model_parameters.ModelParametersConfig.model_fields):
         raise NoiseNotAppliedError(
@@ -29,8 +29,10 @@ def adapter() -> str:
 
 
 def check(file: Path) -> Sequence[CheckedModel]:
-    """A base model that is not on this machine is taken for one that Ludwig can load. Raises NoiseConfigError for what
-    Ludwig refuses, with its place, which Ludwig's own error leaves out."""
+    """Validate a file. A base model that is not on this machine counts as one that Ludwig can load.
+
+    Raises NoiseConfigError for what Ludwig refuses, with its place, which Ludwig's own error does not name.
+    """
     known = AutoConfig.from_pretrained
 
     def known_or_trusted(name: str, **options: Any) -> Any:
@@ -55,7 +57,7 @@ def _models(config: Any) -> Iterator[CheckedModel]:
         owner = config if len(place) == 1 else config.input_features[place[1]].encoder
         found = keys(owner.model_parameters)
         if searched and KEYS["alpha"] not in found:
-            found = {}  # each trial of hyperopt has its own
-        # The seed is --random_seed of the command line, no key.
+            found = {}  # each trial of hyperopt sets its own
+        # The seed is the option --random_seed; no key sets it.
         native = config.model_type == "llm"
         yield CheckedModel(place, found, owner.base_model, native, seed=default_random_seed, seed_place=())

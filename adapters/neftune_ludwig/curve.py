@@ -1,4 +1,4 @@
-"""What Ludwig's trainers log, for `neftune sweep`."""
+"""Records the loss that Ludwig's trainers log, for `neftune sweep`."""
 
 import functools
 import inspect
@@ -8,8 +8,11 @@ from neftune_plugins import curve
 
 
 def patch(module: Any) -> None:
-    """Patch `ludwig.trainers.trainer`, where a sweep asks for the curve: the loss of each step, which Ludwig writes for
-    TensorBoard unless `skip_save_log` is set, and that of the validation set."""
+    """Patch `ludwig.trainers.trainer` if a sweep asks for the loss curve.
+
+    It holds the loss of each step, which Ludwig writes for TensorBoard unless `skip_save_log` is set, and that of the
+    validation set.
+    """
     if not curve.wanted():
         return
     trainer = module.Trainer

@@ -12,13 +12,13 @@ from neftune_plugins import DemoOptions, NEFTuneError
 
 
 def demo(options: DemoOptions) -> None:
-    """Train with `ludwig train`. Raises NEFTuneError, beside what `run` raises, for a folder that Ludwig cannot use."""
+    """Train with `ludwig train`. Raises the errors of `run`, and NEFTuneError for a folder that Ludwig cannot use."""
     _stop_if_no_url(options.folder)
     run(options, _prepare)
 
 
 def _stop_if_no_url(folder: Path) -> None:
-    """Ludwig reads paths as URLs: it would write into a folder whose name ends before a # or a ?."""
+    """Raise NEFTuneError for a path that Ludwig would cut: it reads paths as URLs, which end before a # or a ?."""
     found = next((char for char in "#?%;" if char in str(folder)), None)
     if found is not None:
         raise NEFTuneError(
@@ -28,7 +28,7 @@ def _stop_if_no_url(folder: Path) -> None:
 
 
 def _prepare(options: DemoOptions, model: Path, data: Path) -> Training:
-    # Ludwig caches tokenised data next to the dataset and uses it again, whatever the model.
+    # Ludwig caches tokenised data next to the dataset and reuses it even for another model.
     output = Path(tempfile.mkdtemp(prefix="ludwig-", dir=options.folder))
     dataset = output / "train.jsonl"
     _write_columns(data, dataset)
@@ -61,8 +61,11 @@ def _config(options: DemoOptions, model: Path) -> dict[str, Any]:
 
 
 def _write_columns(messages: Path, dataset: Path) -> None:
-    """A prompt and an answer, which Ludwig joins. Without a chat template: Ludwig drops what stands before the last
-    padding token of a prompt, and SmolLM2's is the one that ends each turn."""
+    """Return a prompt and an answer, which Ludwig joins.
+
+    Without a chat template: Ludwig drops everything up to the last padding token of a prompt, and SmolLM2's padding
+    token ends each turn.
+    """
     with dataset.open("w") as file:
         for line in messages.read_text().splitlines():
             question, answer = json.loads(line)["messages"]

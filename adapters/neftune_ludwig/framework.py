@@ -1,4 +1,4 @@
-"""Ludwig as the `neftune` command knows it; imports nothing of it."""
+"""Describes Ludwig to the `neftune` command, without importing it."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

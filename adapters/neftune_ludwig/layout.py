@@ -1,5 +1,5 @@
-"""Which tokens of Ludwig's batches are real. Its attention mask tells where a token is not the tokenizer's padding id,
-which is not always where it has padded.
+"""Finds the real tokens of Ludwig's batches. Ludwig's attention mask is false for the tokenizer's padding id, but
+Ludwig does not always pad with that id.
 
 Shape suffixes: B rows of the batch, L tokens of a row.
 """
@@ -13,7 +13,7 @@ from neftune_plugins import Batch, Layout, LayoutReader
 
 
 def of_model(tokenizer: Any) -> LayoutReader:
-    """For model_type llm, whose rows are filled up with id 0 on the left, whatever the tokenizer pads with.
+    """Return a reader for model_type llm: Ludwig pads these rows with id 0 on the left, whatever the tokenizer's id is.
 
     A row that begins with a real token of id 0 is read correctly if the tokenizer puts that token in front of each
     text, unless it also pads with it: then Ludwig takes the token for padding, too.
@@ -30,7 +30,8 @@ def of_model(tokenizer: Any) -> LayoutReader:
 
 
 def of_encoder(pad_token_id: int) -> LayoutReader:
-    """For text encoders of type llm, which get no mask. Rows are filled up on the side that the feature says."""
+    """Return a reader for text encoders of type llm, which get no mask. The feature says on which side rows are
+    padded."""
 
     def read(batch: Batch) -> Layout:
         word_BL = batch["input_ids"] != pad_token_id

@@ -1,4 +1,4 @@
-"""The language models in Ludwig's models."""
+"""Finds the language models in Ludwig's models."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +11,9 @@ from neftune_plugins import LayoutReader
 
 
 class LanguageModel(NamedTuple):
-    """owner: Ludwig's module around a model of transformers, which is its `model`.
+    """A language model in one of Ludwig's models.
+
+    owner: Ludwig's module with the transformers model as `model`.
     parameters: its `model_parameters`.
     feature: the configuration of its input feature.
     """
@@ -21,14 +23,14 @@ class LanguageModel(NamedTuple):
     feature: Any
 
     def layout(self) -> LayoutReader:
-        """How its batches are padded."""
+        """The reader that knows how its batches are padded."""
         if isinstance(self.owner, LLM):
             return of_model(self.owner.tokenizer)
         return of_encoder(_padding(self.feature.preprocessing))
 
 
 def language_models(model: Any) -> dict[str, LanguageModel]:
-    """Those that are trained in one of Ludwig's models, by the names of their features."""
+    """Return the trained language models in one of Ludwig's models, by the names of their features."""
     features = model.config_obj.input_features
     if isinstance(model, LLM):
         return {features[0].name: LanguageModel(model, model.config_obj.model_parameters, features[0])}
@@ -45,8 +47,8 @@ def language_models(model: Any) -> dict[str, LanguageModel]:
 
 
 def _padding(preprocessing: Any) -> int:
-    """The id that a text feature is filled up with. Ludwig writes it into the encoder's configuration, but not where it
-    loads a saved model."""
+    """Return the id that pads a text feature. Ludwig writes it into the encoder's configuration, but not when it loads
+    a saved model."""
     if preprocessing.tokenizer != "hf_tokenizer":
         return int(SpecialSymbol.PADDING.value)
     tokenizer = get_tokenizer_from_registry(preprocessing.tokenizer)(

@@ -1,5 +1,7 @@
-"""The patches that put the callback into every trainer whose configuration asks for noise. Nothing of Ludwig is
-imported here, except what it has imported itself: a patch runs in the midst of its imports."""
+"""The patches that add the callback to every trainer whose configuration asks for noise.
+
+A patch runs while Ludwig is being imported, so this module imports nothing of Ludwig that Ludwig has not yet imported.
+"""
 
 import contextlib
 import functools
@@ -26,8 +28,8 @@ def leave_out_native_hook(module: Any) -> None:
 
 
 def add_callback(module: Any) -> None:
-    """Patch `ludwig.trainers.trainer`: trainers whose configuration asks for noise get the callback, and it ends
-    however training ends."""
+    """Patch `ludwig.trainers.trainer`: trainers whose configuration asks for noise get the callback, which ends when
+    training ends, also by an exception."""
     trainer = module.Trainer
     init, train, train_online = trainer.__init__, trainer.train, trainer.train_online
 
@@ -46,7 +48,7 @@ def add_callback(module: Any) -> None:
 
     @functools.wraps(train_online)
     def train_online_with_callback(self: Any, *args: Any, **kwargs: Any) -> Any:
-        """Ludwig calls no callback when it begins or ends."""
+        """Patch `train_online`: Ludwig calls no callback when it begins or ends."""
         with _our_callbacks(self) as callbacks:
             for callback in callbacks:
                 callback.on_trainer_train_setup(self, "", self.is_coordinator(), online=True)
@@ -61,11 +63,13 @@ def add_callback(module: Any) -> None:
 
 
 def stop_without_training(module: Any) -> None:
-    """Patch `ludwig.trainers.trainer_llm`: the trainer that trains nothing says so where the keys ask for noise. New
-    configurations are refused before; this one may be that of a saved model."""
+    """Patch `ludwig.trainers.trainer_llm`: the trainer that trains nothing raises if the keys ask for noise.
+
+    New configurations were refused earlier; this one may belong to a saved model.
+    """
     from ludwig.trainers.registry import get_llm_trainers_registry
 
-    trainer = get_llm_trainers_registry()["none"]  # its name depends on the release
+    trainer = get_llm_trainers_registry()["none"]  # the name depends on the release
 
     def refusing(train: Any) -> Any:
         @functools.wraps(train)
@@ -85,14 +89,14 @@ def stop_without_training(module: Any) -> None:
 
 @contextlib.contextmanager
 def _our_callbacks(trainer: Any) -> Iterator[list[Any]]:
-    """The callbacks for a training: however it ends, the noise is out of the model, and our errors come out."""
+    """The callbacks of a training. At its end, also by an exception, the noise is removed and our errors are raised."""
     callbacks = _ours(trainer)
     try:
         yield callbacks
         for callback in callbacks:
             callback.end()
     except UnboundLocalError as error:
-        # Ludwig's `finally` fails in its turn where the first epoch raised.
+        # Ludwig's `finally` also fails if the first epoch raised.
         if isinstance(error.__context__, NEFTuneError):
             raise error.__context__ from None
         raise
@@ -102,7 +106,7 @@ def _our_callbacks(trainer: Any) -> Iterator[list[Any]]:
 
 
 def _has_keys(model: Any) -> bool:
-    """Whether our keys are anywhere in the configuration of a model, read or not."""
+    """Whether our keys are anywhere in a model's configuration, even if nothing reads them."""
     return any(map(keys_in, mappings(model.config_obj.to_dict())))
 
 

@@ -1,4 +1,4 @@
-"""Where the keys belong in a Ludwig configuration, and which of them nothing reads. Imports nothing of Ludwig.
+"""Finds the places of the keys in a Ludwig configuration, and keys that nothing reads. Does not import Ludwig.
 
 A configuration here is a mapping whose features Ludwig has already merged with its `defaults`.
 """
@@ -13,7 +13,7 @@ _PARAMETERS = "model_parameters"
 
 
 def owners(config: Mapping[str, Any]) -> list[Place]:
-    """The places of the mappings whose keys are read: of the language model, or of each text encoder that is one."""
+    """Return the places of the mappings that keys are read from: of the language model, or of each llm text encoder."""
     if config.get("model_type") == "llm":
         return [(_PARAMETERS,)]
     return [
@@ -24,14 +24,17 @@ def owners(config: Mapping[str, Any]) -> list[Place]:
 
 
 def mappings(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """All that a key may stand in, also where nothing reads it."""
+    """Return all places that may hold a key, including those that nothing reads."""
     for place in (*owners(config), *dict(_of_tied_features(config)), *dict(_defaults(config))):
         yield at(config, place)
 
 
 def refuse_unread(config: Mapping[str, Any]) -> None:
-    """Raise NoiseConfigError for a key of ours that nothing reads, with its place: misspelt, in a wrong place, of an
-    encoder that a tied feature does not use, or a default that no feature takes."""
+    """Raise NoiseConfigError for a key of ours that nothing reads, with its place.
+
+    Such a key is misspelt, in a wrong place, of an encoder that a tied feature does not use, or a default that no
+    feature takes.
+    """
     unread = dict(_of_tied_features(config))
     defaults = dict(_defaults(config))
     refuse_misplaced(_without_users_names(config), [*owners(config), *unread, *defaults], _home(config))
@@ -49,7 +52,7 @@ def refuse_unread(config: Mapping[str, Any]) -> None:
 
 
 def refuse_wrong_values(config: Mapping[str, Any]) -> bool:
-    """Whether the keys ask for noise anywhere. Raises NoiseConfigError for a value that cannot be used."""
+    """Whether the keys ask for noise in any place. Raises NoiseConfigError for a value that cannot be used."""
     wanted = False
     for place in owners(config):
         given = at(config, place)
@@ -60,7 +63,7 @@ def refuse_wrong_values(config: Mapping[str, Any]) -> bool:
 
 
 def refuse_without_training(config: Mapping[str, Any]) -> None:
-    """Raise NoiseConfigError where the keys ask for noise and the trainer trains nothing."""
+    """Raise NoiseConfigError if the keys ask for noise and the trainer trains nothing."""
     reason = no_training(config)
     if reason and refuse_wrong_values(config):
         alpha = keys_in(at(config, (_PARAMETERS,))).get(_ALPHA, "in hyperopt.parameters")
@@ -71,7 +74,7 @@ def refuse_without_training(config: Mapping[str, Any]) -> None:
 
 
 def no_training(config: Mapping[str, Any]) -> str:
-    """Why a run with this configuration trains nothing, and the remedy; empty if it trains."""
+    """Return why a run with this configuration trains nothing, and the remedy; empty if it trains."""
     trainer = at(config, ("trainer",))
     if config.get("model_type") != "llm" or trainer.get("type") not in ("none", None):
         return ""
@@ -80,14 +83,14 @@ def no_training(config: Mapping[str, Any]) -> str:
 
 
 def is_searched(config: Mapping[str, Any]) -> bool:
-    """Whether Ludwig's hyperopt searches alpha: then each trial sets it, and the other keys may wait for it."""
+    """Whether Ludwig's hyperopt searches alpha. Then each trial sets it, and the other keys may be set without it."""
     hyperopt = config.get("hyperopt")
     parameters = hyperopt.get("parameters") if isinstance(hyperopt, Mapping) else None
     return isinstance(parameters, Mapping) and any(_sets_alpha(name, value) for name, value in parameters.items())
 
 
 def at(config: Any, place: Place) -> Mapping[str, Any]:
-    """What stands at a place that holds a mapping; empty where there is none."""
+    """Return the mapping at a place; empty if there is none."""
     for part in place:
         if isinstance(config, Mapping):
             config = config.get(part)
@@ -99,7 +102,7 @@ def at(config: Any, place: Place) -> Mapping[str, Any]:
 
 
 def shown(place: Place) -> str:
-    """As Ludwig's own errors name a place."""
+    """Return a place as Ludwig's own errors name it."""
     return ".".join(map(str, place))
 
 
@@ -119,8 +122,11 @@ def _tied(feature: Mapping[str, Any]) -> str | None:
 
 
 def _of_tied_features(config: Mapping[str, Any]) -> Iterator[tuple[Place, tuple[str, Mapping[str, Any]]]]:
-    """The places of the parameters of encoders that do not exist, with the message about them, and the keys that
-    are allowed there: Ludwig wants tied features to have the same parameters."""
+    """Yield the places of parameters of encoders that are not made, because their feature is tied to another.
+
+    With each: the message about it, and the keys that are allowed there, because Ludwig requires tied features to have
+    the same parameters.
+    """
     if config.get("model_type") == "llm":
         return
     named = {feature.get("name"): feature for feature in _features(config) if isinstance(feature, Mapping)}
@@ -139,7 +145,7 @@ def _of_tied_features(config: Mapping[str, Any]) -> Iterator[tuple[Place, tuple[
 
 
 def _defaults(config: Mapping[str, Any]) -> Iterator[tuple[Place, list[Place]]]:
-    """The places of the parameters of language models among the defaults, each with those that are filled from it."""
+    """Yield the places of language models' parameters in `defaults`, each with the places that it fills."""
     if config.get("model_type") == "llm":
         return
     defaults = config.get("defaults")
@@ -150,7 +156,7 @@ def _defaults(config: Mapping[str, Any]) -> Iterator[tuple[Place, list[Place]]]:
 
 
 def _without_users_names(config: Mapping[str, Any]) -> Any:
-    """The configuration without the parameters of hyperopt, which name places, and without weights of classes."""
+    """Return the configuration without the parameters of hyperopt, whose keys are places, and without class weights."""
     found = dict(_without(config, "hyperopt", "parameters"))
     if isinstance(found.get("output_features"), list | tuple):
         found["output_features"] = [_without(feature, "loss", "class_weights") for feature in found["output_features"]]
@@ -168,7 +174,7 @@ def _without(value: Any, name: str, *inside: str) -> Any:
 
 
 def _home(config: Mapping[str, Any]) -> str:
-    """Where the keys belong, in words."""
+    """Return in words where the keys belong."""
     places = owners(config)
     if places:
         return f"in {' or '.join(map(shown, places))}"
@@ -179,7 +185,7 @@ def _home(config: Mapping[str, Any]) -> str:
 
 
 def _sets_alpha(name: object, values: Any) -> bool:
-    """Whether a parameter of hyperopt sets alpha. The parameter `.` has whole parts of configurations as values."""
+    """Whether a parameter of hyperopt sets alpha. The values of the parameter `.` are parts of configurations."""
     if str(name).rpartition(".")[2] == _ALPHA:
         return True
     waiting = [values] if name == "." else []

@@ -23,10 +23,10 @@ KEYS = {field.name: key(field) for field in dataclasses.fields(NoiseConfig)}
 
 
 def keys(model_parameters: Any) -> dict[str, Any]:
-    """Those of ours that are set in the `model_parameters` of Ludwig's configuration object."""
+    """Return our keys that are set in the `model_parameters` of Ludwig's configuration object."""
     values = {name: getattr(model_parameters, name, None) for name in KEYS.values()}
     if not hasattr(model_parameters, KEYS["type"]) and values[KEYS["alpha"]] == 0:
-        return {}  # the default where Ludwig's schema is not patched
+        return {}  # the default if Ludwig's schema is not patched
     return keys_in(values)
 
 
@@ -38,7 +38,7 @@ def add_keys(module: Any) -> None:
         given = keys(self)
         alpha = given.get(KEYS["alpha"])
         if alpha is not None and alpha == int(alpha):
-            given[KEYS["alpha"]] = int(alpha)  # the only form that Ludwig reads without us
+            given[KEYS["alpha"]] = int(alpha)  # the only form that Ludwig itself reads
         return dict(original.to_dict(self) | given)
 
     fields = {field.metadata["key"]: field for field in dataclasses.fields(NoiseConfig)}
@@ -63,14 +63,14 @@ def _annotation(field: "dataclasses.Field[Any]") -> Any:
 
 
 def _choices(field: "dataclasses.Field[Any]") -> dict[str, Any] | None:
-    """Ludwig's schema knows no Literal."""
+    """Return the annotation without Literal, which Ludwig's schema does not support."""
     choices = [choice for annotation in get_args(field.metadata["annotation"]) for choice in get_args(annotation)]
     return {"enum": [*choices, None]} if choices else None
 
 
 def check_keys(module: Any) -> None:
-    """Patch `ludwig.schema.model_types.base`: our keys are checked before Ludwig drops those that it does not know, and
-    before it reports a wrong value without its key."""
+    """Patch `ludwig.schema.model_types.base` to check our keys first: Ludwig drops unknown keys, and reports a wrong
+    value without its key."""
     check_schema = module.check_schema
 
     @functools.wraps(check_schema)
@@ -83,11 +83,10 @@ def check_keys(module: Any) -> None:
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Check the keys in a configuration that Ludwig is about to read, and write numbers that are given as text as
-    numbers.
+    """Check the keys in a configuration before Ludwig reads it, and convert numbers given as text.
 
-    Raises Ludwig's ConfigValidationError for a wrong value, for a key that nothing reads, and for keys where nothing
-    is trained.
+    Raises Ludwig's ConfigValidationError for a wrong value, for a key that nothing reads, and for keys if nothing is
+    trained.
     """
     from ludwig.error import ConfigValidationError
 
@@ -105,8 +104,11 @@ def check(config: Mapping[str, Any]) -> None:
 
 
 def _loads_a_model() -> bool:
-    """Whether `LudwigModel.load` reads the configuration. What a saved model says is for its training to check: it can
-    make predictions without any noise. (A patch of `load` would come too late where `ludwig.api` imports torch.)"""
+    """Whether `LudwigModel.load` reads the configuration.
+
+    A saved model can make predictions without noise, so its keys are checked only when it trains again. (A patch of
+    `load` itself would come too late if `ludwig.api` is what imports torch.)
+    """
     frame = sys._getframe()
     while frame := frame.f_back:  # type: ignore[assignment]
         if frame.f_code.co_name == "load" and frame.f_globals.get("__name__") == "ludwig.api":
@@ -115,7 +117,7 @@ def _loads_a_model() -> bool:
 
 
 def stop_if_unpatched() -> None:
-    """Raises NoiseNotAppliedError where the keys are there, but not all that makes noise of them."""
+    """Raise NoiseNotAppliedError if the keys were read but a patch that applies them failed."""
     problem = unpatched("neftune_ludwig")
     if problem:
         raise NoiseNotAppliedError(f"neftune_noise_alpha would have no effect: {problem}")

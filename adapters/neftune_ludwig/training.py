@@ -8,17 +8,17 @@ from neftune_plugins import KeyPlace, TrainingCommand
 
 
 def arguments(config: Path, folder: Path) -> list[str]:
-    """The command line that trains what a configuration says; the dataset is to be added."""
+    """Return the command line that trains a configuration, without the dataset."""
     command = [str(Path(sys.executable).with_name("ludwig")), "train", "--config", str(config)]
     return [*command, "--output_directory", str(folder)]
 
 
 def trained_model(folder: Path) -> Path:
-    """Where the trained model is, under the output directory."""
+    """Return the folder of the trained model under the output directory."""
     return folder / "experiment_run" / "model" / "model_weights"
 
 
-# The parameters of the language model, or of each text encoder that is one.
+# The parameters of the language model, or of each llm text encoder.
 PLACES = (
     KeyPlace(("model_parameters",), beside=("model_type", "llm")),
     KeyPlace(("input_features", "*", "encoder", "model_parameters"), beside=("type", "llm")),

@@ -1,4 +1,4 @@
-"""How many updates of the weights a training makes."""
+"""Counts the weight updates of a training."""
 
 import functools
 import inspect
@@ -11,12 +11,11 @@ _MADE = "neftune_step"
 
 
 class Updates:
-    """The updates of the optimiser of one of Ludwig's trainers: those it has made, as the optimiser tells them, and
-    those to come, as the trainer plans them.
+    """The optimiser updates of one of Ludwig's trainers: those made, observed at the optimiser, and those to come, as
+    the trainer plans them.
 
-    Ludwig's own steps are batches, however many make an update. The count is in the optimiser's state, so that
-    Ludwig saves it and a resumed run continues it.
-    """
+    Ludwig counts batches as steps, but several batches may make one update. The count is in the optimiser's state, so
+    that Ludwig saves it and a resumed run continues it."""
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
@@ -30,17 +29,17 @@ class Updates:
         return int(self._optimizer.param_groups[0].setdefault(_MADE, 0))
 
     def in_all(self) -> int | None:
-        """Of the whole run; None in online training, which has no end. What was planned and did not happen (a scaled
-        gradient that overflowed) is not counted."""
+        """Number of updates of the whole run; None in online training, which has no end. An update that was planned but
+        skipped (a scaled gradient that overflowed) does not count."""
         return None if self._planned is None else self.made + self._to_come
 
     def batch_done(self) -> None:
-        """A batch has been trained, with an update or without."""
+        """Call after each batch, with or without an update."""
         if self._planned is not None:
             self._to_come -= next(self._planned, False)
 
     def nothing_left(self) -> bool:
-        """Whether a resumed run had trained all its batches before."""
+        """Whether a resumed run has no batches left."""
         return bool(self._trainer.resume) and self._planned is None
 
     def follow(self, wrap: Callable[[Any, str, Any], None]) -> Any:
@@ -64,8 +63,11 @@ class Updates:
         optimizer.param_groups[0][_MADE] = self.made + 1
 
     def _plan(self, first: int, checkpoint: int, batcher: Any) -> None:
-        """Whether each batch from here on makes an update. Ludwig starts a new accumulation in each epoch, makes an
-        update before it saves a checkpoint, and does not accumulate at all for L-BFGS."""
+        """Yield for each batch from now on whether it makes an update.
+
+        Ludwig starts a new accumulation in each epoch, makes an update before it saves a checkpoint, and does not
+        accumulate at all for L-BFGS.
+        """
         accumulated = self._trainer.gradient_accumulation_steps
         always = isinstance(self._optimizer, torch.optim.LBFGS)
 

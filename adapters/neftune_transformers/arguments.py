@@ -1,4 +1,4 @@
-"""The keys on a framework's own dataclass of training arguments."""
+"""Adds the keys to a framework's own dataclass of training arguments."""
 
 import copy
 import dataclasses
@@ -11,8 +11,8 @@ KEYS = tuple(key(field) for field in dataclasses.fields(NoiseConfig))
 
 
 def fields() -> list[tuple[str, Any, Any]]:
-    """Our keys as the fields of a dataclass, for `dataclasses.make_dataclass`: name, type, and a field that is null by
-    default and has the help text."""
+    """Return our keys for `dataclasses.make_dataclass`: name, type, and a field with the help text and the default
+    None."""
     return [
         (
             key(field),
@@ -24,12 +24,12 @@ def fields() -> list[tuple[str, Any, Any]]:
 
 
 def with_keys(kind: type, post_init: Callable[[Any], None]) -> type:
-    """A subclass of a dataclass whose further fields are our keys.
+    """Return a subclass of a dataclass with our keys as further fields.
 
-    It has the name of the original, and pickles are of the original: they load without this package, and the Trainer
-    saves its arguments. Copies are of the subclass.
+    It has the name of the original. Its instances pickle as instances of the original, so that the arguments which the
+    Trainer saves load without this package. Copies are instances of the subclass.
 
-    post_init: what the subclass does in `__post_init__`; it calls that of `kind` itself.
+    post_init: `__post_init__` of the subclass; it has to call that of `kind`.
     """
 
     def deepcopy(self: Any, memo: dict[int, Any]) -> Any:
@@ -55,7 +55,7 @@ def with_keys(kind: type, post_init: Callable[[Any], None]) -> type:
 
 
 def options_read(arguments: Sequence[str]) -> list[str]:
-    """The options that argparse reads for our keys: both spellings of each, and the abbreviations among `arguments`."""
+    """Return the options that argparse reads for our keys: both spellings, and the abbreviations among `arguments`."""
     known = [f"--{spelt}" for name in KEYS for spelt in (name, name.replace("_", "-"))]
     words = [argument.partition("=")[0] for argument in arguments]
     shortened = [word for word in words if word.startswith("--neft") and any(one.startswith(word) for one in known)]
@@ -63,8 +63,8 @@ def options_read(arguments: Sequence[str]) -> list[str]:
 
 
 def normalise(args: Any) -> str:
-    """Write our keys into arguments as they are meant: numbers that are given as text become numbers. With an alpha of
-    0 the keys are left out, so that no hook is put in for them; the line to log then, and else nothing.
+    """Convert our keys in arguments: numbers given as text become numbers, and an alpha of 0 clears all keys, so that
+    no hook is installed for them. Returns the line to log in that case, else an empty string.
 
     Raises NoiseConfigError for values that cannot be used.
     """

@@ -30,7 +30,11 @@ _NATIVE = "neftune_post_forward_hook"
 
 
 class NEFTuneCallback(TrainerCallback):
-    """Noisy embeddings (arXiv 2310.05914) for `Trainer(callbacks=[NEFTuneCallback()])` and TRL's trainers.
+    """Noisy embeddings (arXiv 2310.05914) for transformers' Trainer and TRL's trainers.
+
+    >>> trainer = Trainer(model, args, train_dataset=rows, callbacks=[NEFTuneCallback(alpha=5)])
+    >>> trainer.train().global_step
+    5
 
     alpha: `neftune_noise_alpha`. Left out, it is that of TrainingArguments; null in both places is no noise.
     others: the further fields of `NoiseConfig`, for TrainingArguments that do not have them.
@@ -44,7 +48,7 @@ class NEFTuneCallback(TrainerCallback):
     """
 
     logger: Any = get_logger("transformers.neftune")
-    by_default = False  # whether a framework's trainers have it without being given it
+    by_default = False  # whether trainers add it by themselves
 
     def __init__(self, alpha: float | None = None, **others: Any) -> None:
         self._given = {"alpha": alpha, **others}
@@ -56,11 +60,11 @@ class NEFTuneCallback(TrainerCallback):
         _let_callbacks_into_trainer()
 
     def config(self, args: TrainingArguments) -> NoiseConfig | None:
-        """The configuration for a run with these arguments; None for no noise."""
+        """Return the configuration for a run with these arguments; None for no noise."""
         return resolve(vars(args), self._given)
 
     def applies_to(self, args: TrainingArguments) -> bool:
-        """Whether it reads these arguments at all."""
+        """Whether the callback reads these arguments."""
         return enabled()
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -101,7 +105,7 @@ class NEFTuneCallback(TrainerCallback):
         self._follow(state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        # PPO and RLOO of TRL 0.19 do not tell when a step begins.
+        # PPO and RLOO of TRL 0.19 do not call on_step_begin.
         self._follow(state)
 
     def _refuse_late(self, args: TrainingArguments, state: TrainerState) -> None:
@@ -121,26 +125,28 @@ class NEFTuneCallback(TrainerCallback):
         self._refuse_late(args, state)
         handle = self._handle
         self.remove()
-        # A resumed run may have nothing left to train.
+        # A resumed run may have no steps left.
         if handle is not None and state.global_step > self._first_step:
             handle.end()
 
     def remove(self) -> None:
-        """Take the noise out of the model, if it is in."""
+        """Remove the noise from the model. Does nothing if there is none."""
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
 
     def add_metrics(self, logs: dict[str, float]) -> None:
-        """Add the metrics of the noise to what is logged of the training."""
+        """Add the metrics of the noise to a log entry of the training."""
         is_summary = "train_runtime" in logs or any(name.startswith("eval_") for name in logs)
         if self._handle is not None and not is_summary:
             logs.update(self._handle.metrics())
 
     @contextlib.contextmanager
     def surrounding(self, trainer: "Trainer") -> Iterator[None]:
-        """What `trainer.train()` runs in: the native hook off, ours gone at the end. Raises NoiseConfigError where
-        the trainer is to cut sequences."""
+        """The context that `trainer.train()` runs in: the native hook is off, and ours is removed at the end.
+
+        Raises NoiseConfigError if the trainer splits sequences over processes.
+        """
         self._begun = False
         with contextlib.ExitStack() as stack:
             stack.callback(self.remove)
@@ -160,8 +166,8 @@ class NEFTuneCallback(TrainerCallback):
             yield
 
     def _compute_cached_loss(self, compute_loss: Any, *args: Any, **kwargs: Any) -> Any:
-        """The `compute_loss` of sentence-transformers: its cached losses (arXiv 2101.06983) compute embeddings without
-        gradients first, which need the noise of the pass with gradients."""
+        """Wrap the `compute_loss` of sentence-transformers: its cached losses (arXiv 2101.06983) first compute
+        embeddings without gradients, and these need the noise of the pass with gradients."""
         if self._handle is None or not torch.is_grad_enabled():
             return compute_loss(*args, **kwargs)
         with self._handle.training_forwards():
@@ -170,20 +176,20 @@ class NEFTuneCallback(TrainerCallback):
     def _compute_loss(
         self, trainer: "Trainer", compute_loss: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        """The trainer's `compute_loss`, and where it is due once more without noise."""
+        """Wrap the trainer's `compute_loss`: in steps that log the clean loss, compute it once more without noise."""
         if self._handle is None or self._handle.clean_loss is None or not torch.is_grad_enabled():
             return compute_loss(model, inputs, *args, **kwargs)
 
         def loss_of(result: Any) -> Tensor:
             loss: Tensor = result[0] if isinstance(result, tuple) else result
-            return loss.mean()  # over the GPUs of nn.DataParallel
+            return loss.mean()  # nn.DataParallel gives a loss for each GPU
 
         def without_noise() -> Tensor:
             with leaving_none(trainer, model, inputs):
                 return loss_of(compute_loss(model, dict(inputs), *args, **kwargs))
 
         clean_loss = self._handle.clean_loss
-        # The losses of micro-batches that are divided by the tokens of the whole step sum up to its loss.
+        # Micro-batch losses that are divided by the tokens of the whole step sum to the loss of the step.
         is_part = _is_divided_by_step(trainer, kwargs.get("num_items_in_batch"))
         return clean_loss.beside(
             lambda: compute_loss(model, inputs, *args, **kwargs),
@@ -194,8 +200,8 @@ class NEFTuneCallback(TrainerCallback):
 
 
 def _is_divided_by_step(trainer: Any, num_items_in_batch: Any) -> bool:
-    """Whether a micro-batch's loss is divided by the tokens of the whole step: what the Trainer itself asks before it
-    divides by the number of micro-batches."""
+    """Whether a micro-batch's loss is divided by the tokens of the whole step: the condition under which the Trainer
+    does not divide by the number of micro-batches."""
     is_scaled = getattr(trainer, "loss_is_scaled_for_ga", None)
     if is_scaled is not None:
         return bool(is_scaled)
@@ -204,8 +210,8 @@ def _is_divided_by_step(trainer: Any, num_items_in_batch: Any) -> bool:
 
 
 def _without_native_hook(model: Any) -> None:
-    """Take the Trainer's own hook off a model. `surrounding` keeps it out; here it is on where a callback of ours was
-    added by another callback when training had begun."""
+    """Remove the Trainer's own hook from a model. `surrounding` prevents it, unless another callback added ours after
+    training had begun."""
     for module in model.modules():
         hooks = module._forward_hooks
         for number in [number for number, hook in hooks.items() if getattr(hook, "__name__", "") == _NATIVE]:
@@ -213,7 +219,7 @@ def _without_native_hook(model: Any) -> None:
 
 
 def _callbacks(trainer: "Trainer") -> list[NEFTuneCallback]:
-    """The callbacks of ours in a trainer; the Trainer's default one is dropped where its user has given another."""
+    """Return our callbacks in a trainer; drops the default one if the user passed another."""
     callbacks = trainer.callback_handler.callbacks
     ours = [callback for callback in callbacks if isinstance(callback, NEFTuneCallback)]
     given = [callback for callback in ours if not callback.by_default]
@@ -223,16 +229,20 @@ def _callbacks(trainer: "Trainer") -> list[NEFTuneCallback]:
 
 
 def _remove_all(trainer: "Trainer") -> None:
-    """Take out the noise of all callbacks, those that were added while it trained too."""
+    """Remove the noise of all our callbacks, including those that were added during training."""
     for callback in _callbacks(trainer):
         callback.remove()
 
 
 def _let_callbacks_into_trainer() -> None:
-    """Wrap `Trainer.train` and `Trainer.log`, once: a Trainer fires no event when training raises, puts its own hook in
-    before the first event, and has written its logs before it tells callbacks of them. Trainers without a
-    NEFTuneCallback are left as they are."""
-    from transformers import Trainer  # not above: a patch that runs when it is imported imports this module
+    """Wrap `Trainer.train` and `Trainer.log`, once.
+
+    A Trainer fires no event when training raises, installs its own hook before the first event, and writes its logs
+    before `on_log`. Trainers without a NEFTuneCallback work as before.
+    """
+    from transformers import (
+        Trainer,
+    )  # not at the top: the patch that runs when transformers.trainer is imported imports this module
 
     if hasattr(Trainer.train, "_neftune_wrapped"):
         return

@@ -1,4 +1,4 @@
-"""What the Trainer logs, for `neftune sweep`."""
+"""Records what the Trainer logs, for `neftune sweep`."""
 
 import functools
 from typing import Any
@@ -7,7 +7,7 @@ from neftune_plugins import curve
 
 
 def patch(module: Any) -> None:
-    """Patch transformers, where a sweep asks for the curve."""
+    """Patch transformers if a sweep asks for the loss curve."""
     if curve.wanted():
         from transformers.trainer_callback import CallbackHandler
 
@@ -15,7 +15,8 @@ def patch(module: Any) -> None:
 
 
 def record_logs(handler: Any) -> None:
-    """Patch a class that hands the events of a training to callbacks; that of LLaMA-Factory's V1 is built alike."""
+    """Patch a class that calls a training's callbacks: that of transformers, or the similar one of LLaMA-Factory's
+    V1."""
     on_log = handler.on_log
     if hasattr(on_log, "__wrapped__"):
         return

@@ -1,4 +1,4 @@
-"""The callback among the Trainer's defaults, for frameworks that make their trainers themselves."""
+"""Makes the callback one of the Trainer's defaults, for frameworks that create their trainers themselves."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""`neftune demo`: what the demos of all frameworks have in common. The model, the data, and the report."""
+"""`neftune demo`: the model, the data and the report, which the demos of all frameworks share."""
 
 import importlib.resources
 import json
@@ -26,7 +26,7 @@ class Training:
     """A framework's part of the demo.
 
     config: the file that was written.
-    line: the one in it that switches the noise on.
+    line: the line in it that switches the noise on.
     command: the framework's own command line.
     model: where the trained model will be.
     """
@@ -38,12 +38,12 @@ class Training:
 
 
 def number(alpha: float) -> int | float:
-    """Alpha as one writes it: 5, not 5.0."""
+    """Format alpha: 5, not 5.0."""
     return int(alpha) if alpha.is_integer() else alpha
 
 
 def as_yaml(config: Mapping[str, Any]) -> str:
-    """A configuration in the order that it has, each value in quotes where it needs them."""
+    """Write a configuration as YAML in its own order, with quotes around values that need them."""
     return str(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=10**6))
 
 
@@ -54,7 +54,7 @@ Prepare = Callable[[DemoOptions, Path, Path], Training]
 def run(options: DemoOptions, prepare: Prepare) -> None:
     """Train, and print the report.
 
-    Raises NEFTuneError for a bad alpha, a model that is not there, and a training that fails.
+    Raises NEFTuneError for a bad alpha, a missing model, and a training that fails.
     """
     NoiseConfig(alpha=options.alpha)
     folder = options.folder
@@ -83,7 +83,7 @@ def run(options: DemoOptions, prepare: Prepare) -> None:
 
 
 def report(record: Path, alpha: float, seconds: float, before: float, after: float, answer: str) -> str:
-    """The text of the report, from the record of `neftune_plugins.model.report`."""
+    """Return the text of the report, from the record of `neftune_plugins.model.report`."""
     examples = [json.loads(line) for line in record.read_text().splitlines()]
     theory = [alpha / 3**0.5 / (example["length"] * example["dim"]) ** 0.5 for example in examples]
     ratios = [example["rms"] / expected for example, expected in zip(examples, theory, strict=True)]
@@ -165,7 +165,7 @@ def _loss(model: Any, tokenizer: Any, rows: list[dict[str, str]]) -> float:
 
 
 def _answer(model: Any, tokenizer: Any) -> str:
-    """Greedy, with the repetition penalty that the paper's authors decode with."""
+    """Generate greedily, with the repetition penalty of the paper's authors."""
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": QUESTION}], tokenize=False, add_generation_prompt=True
     )

@@ -1,4 +1,4 @@
-"""Hugging Face Trainer and TRL as the `neftune` command knows them; imports nothing of them."""
+"""Describes Hugging Face Trainer and TRL to the `neftune` command, without importing them."""
 
 from collections.abc import Iterable
 
@@ -13,8 +13,8 @@ NATIVE = (
 
 def _adapter() -> str:
     return (
-        "where the Trainer is given neftune_transformers.NEFTuneCallback(); without it, neftune_noise_alpha in "
-        "TrainingArguments is read by the native hook, and a log line says so"
+        "if you pass neftune_transformers.NEFTuneCallback() to the Trainer; without it the native hook reads "
+        "neftune_noise_alpha in TrainingArguments, and a log line says so"
     )
 
 

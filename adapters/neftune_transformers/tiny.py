@@ -19,7 +19,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ bos_token + 'assistant\\n' }}{% endif %}"
 )
 
-# What the tokenizer learns its merges from. Bytes are its alphabet, so any other text is encoded too, only longer.
+# The tokenizer learns its merges from this text. Its alphabet is bytes, so it encodes any other text too.
 TEXT = """\
 Below is an instruction that describes a task, paired with an input that provides further context.
 Write a response that appropriately completes the request. The user asks a question, and the assistant answers it.
@@ -88,7 +88,7 @@ def make_tiny_model(folder: Path, *, hidden_size: int = 64, num_layers: int = 2,
         **special_ids,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerators too
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed the accelerators
         model = LlamaForCausalLM(config)
     model.generation_config = GenerationConfig(**special_ids)
     model.save_pretrained(folder)

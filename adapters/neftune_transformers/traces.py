@@ -1,14 +1,14 @@
-"""A loss that is computed beside training, after which every number is as it was before.
+"""Computes an additional loss during training and then restores every number that this changed.
 
     with leaving_none(trainer, model, inputs):
         trainer.compute_loss(model, inputs)
 
-Restored, in place, so that whoever else holds them sees it: lists, dicts, sets, deques, arrays, tensors that need no
+Restored in place, so that other references see it: lists, dicts, sets, deques, arrays, tensors that need no
 gradient, and generators of random numbers; attributes of objects of the trainer's packages and of the user's own code,
 variables of the trainer's classes, of their Python modules and of closures; buffers and plain attributes of modules.
 
-Left alone: parameters, optimisers, data, tokenizers, loggers, objects of other packages, and objects with a lock or a
-thread, which others use meanwhile. What cannot be set back is not: iterators other than `itertools.count`, files.
+Not restored: parameters, optimisers, data, tokenizers, loggers, objects of other packages, objects with a lock or a
+thread, because other threads use them at the same time, iterators other than `itertools.count`, and files.
 """
 
 import array
@@ -51,12 +51,12 @@ _OF_MODULES = vars(nn.Module()).keys()
 _INSTALLED = tuple(sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib"))
 
 _Looked = tuple[Iterable[Any], Callable[[], None]]
-"""What is in a value, to be looked at too, and what sets the value back."""
+"""The values inside a value, to be visited too, and the function that restores it."""
 
 
 @contextlib.contextmanager
 def leaving_none(trainer: Any, model: nn.Module, inputs: Any) -> Iterator[None]:
-    """Restores, when it is left, what is reached from the trainer, the model and the batch.
+    """At its end, restore everything that is reached from the trainer, the model and the batch.
 
     Raises NoiseConfigError if a tensor of more than `LARGEST` bytes was changed in place.
     """
@@ -72,7 +72,7 @@ def leaving_none(trainer: Any, model: nn.Module, inputs: Any) -> Iterator[None]:
 
 
 class _Record:
-    """What everything was."""
+    """The state of everything that was visited."""
 
     def __init__(self, trainer: Any) -> None:
         self._restores: list[Callable[[], None]] = []
@@ -85,13 +85,13 @@ class _Record:
             self.look(self._look_at(_attributes(holder, setattr)))
 
     def look(self, values: Iterable[Any]) -> None:
-        """Look at these, and at all that is in them."""
+        """Visit these values and all that is inside them."""
         waiting = collections.deque(values)
         while waiting and len(self._seen) < MOST:
             value = waiting.popleft()
             if id(value) in self._seen:
                 continue
-            self._seen[id(value)] = value  # held, so that its id stays its own
+            self._seen[id(value)] = value  # keeps the object alive, so that no other gets its id
             waiting += self._look_at(self._looked(value))
         if waiting:
             logger.warning_once(
@@ -100,7 +100,7 @@ class _Record:
             )
 
     def restore(self) -> None:
-        """Set everything back, what contains others last."""
+        """Restore everything, containers after their contents."""
         for restore in reversed(self._restores):
             restore()
 
@@ -125,7 +125,7 @@ class _Record:
         return None
 
     def _is_own(self, defined: Any) -> bool:
-        """Whether a class or a function is of the trainer's packages or of the user's own code."""
+        """Whether a class or a function belongs to the trainer's packages or to the user's own code."""
         package = _package(defined)
         if package in self._packages or defined in (types.SimpleNamespace, collections.UserDict, collections.UserList):
             return True
@@ -140,7 +140,7 @@ def _package(defined: Any) -> str:
 
 
 def _kept(value: Any) -> Any:
-    """What is put back for a value: itself, and for a counter, which cannot be set back, another."""
+    """Return what to restore for a value: the value itself, or a copy of a counter, which cannot be set back."""
     if isinstance(value, itertools.count):
         return itertools.count(*ast.literal_eval(f"[{repr(value)[6:-1]}]"))
     return value
@@ -239,7 +239,7 @@ def _names(slots: Any) -> list[str]:
 
 
 def _attributes(value: Any, write: Callable[[Any, str, Any], None]) -> _Looked:
-    """The plain attributes of a class or a module."""
+    """Return the plain attributes of a class or a module."""
     kept = {name: _kept(one) for name, one in _plain(value)}
 
     def restore() -> None:
@@ -261,7 +261,7 @@ def _plain(value: Any) -> list[tuple[str, Any]]:
 
 
 def _modules(value: nn.Module) -> _Looked:
-    """A module with all that are in it."""
+    """Yield a module and its submodules."""
     looked = []
     for module in value.modules():
         looked.append(_dict(module._buffers))

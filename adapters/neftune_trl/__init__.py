@@ -1,2 +1,2 @@
-"""NEFTune for TRL's own commands, found by itself when they run (docs/autoload.md). In Python, TRL's trainers take the
-callback of `neftune_transformers`."""
+"""NEFTune for TRL's own commands, active as soon as they run (docs/autoload.md). In Python, pass the callback of
+`neftune_transformers` to TRL's trainers."""

@@ -1,4 +1,4 @@
-"""What `import torch` runs; imports nothing of TRL."""
+"""Runs at the end of `import torch`; does not import TRL."""
 
 from neftune_plugins import after_import
 

@@ -1,4 +1,4 @@
-"""TRL's own reading of a configuration file, and whether its parser is patched."""
+"""Reads a configuration file with TRL's own parser, and checks that this parser is patched."""
 
 import importlib
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from trl.scripts.utils import TrlParser
 from neftune_plugins import CheckedModel, NEFTuneError, NoiseNotAppliedError, keys_in, unpatched
 from neftune_trl.training import COMMANDS, named
 
-# Whether this machine could run it is not the question: bf16 needs a GPU, and DeepSpeed its launcher.
+# The run may be on another machine, so neither a GPU for bf16 nor the launcher of DeepSpeed is required here.
 _ANYWHERE = {"use_cpu": True, "deepspeed": None}
 
 
 def adapter() -> str:
-    """How TRL's parser is patched. Raises NoiseNotAppliedError where it is not."""
+    """Return how TRL's parser is patched. Raises NoiseNotAppliedError if it is not."""
     problem = unpatched("neftune_trl")
     if not problem and not hasattr(TrlParser.__init__, "__wrapped__"):
         problem = "PyTorch has not called the entry points of `torch.backends`; unset TORCH_DEVICE_BACKEND_AUTOLOAD"
@@ -27,7 +27,8 @@ def adapter() -> str:
 
 
 def check(file: Path) -> Sequence[CheckedModel]:
-    """As `trl sft --config FILE` reads a file, or the command that it names, or the first that knows all its keys."""
+    """Read a file as `trl COMMAND --config FILE` does: the command that the file names, else the first command that
+    knows all its keys."""
     config = yaml.safe_load(file.read_text(encoding="utf-8"))
     command = named(config)
     problems = []
@@ -42,11 +43,11 @@ def check(file: Path) -> Sequence[CheckedModel]:
 
 
 class _UnknownKeyError(NEFTuneError):
-    """A key that neither a command nor `accelerate launch`, which it runs, has."""
+    """A key that neither a command of TRL nor `accelerate launch`, which the command runs, knows."""
 
 
 def _parsed(command: str, config: dict[str, Any]) -> tuple[Any, Any]:
-    """The training and the model arguments of a command."""
+    """Return the training and the model arguments of a command."""
     try:
         parser = importlib.import_module(f"trl.scripts.{command}").make_parser()
     except ImportError:

@@ -1,4 +1,4 @@
-"""TRL's commands as the `neftune` command knows them; imports nothing of TRL."""
+"""Describes TRL's commands to the `neftune` command, without importing TRL."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

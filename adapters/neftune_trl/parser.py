@@ -1,6 +1,6 @@
-"""The parser of TRL's commands, flags and YAML: our keys are among the training arguments that it makes.
+"""Adds our keys to the training arguments that TRL's commands parse from flags and YAML.
 
-Each command parses twice: the `trl` process before it launches anything, and the script in the launched ones.
+Each command parses twice: first the `trl` process, then the script in each process that it launches.
 """
 
 import functools
@@ -53,7 +53,7 @@ def patch(module: Any) -> None:
 
 @functools.cache
 def _with_keys(kind: Any) -> Any:
-    """The class with our fields, if it is one of training arguments without them."""
+    """Return the class with our fields added, if it is a class of training arguments that has none."""
     fields = kind.__dataclass_fields__
     if _ALPHA not in fields or _TYPE in fields:
         return kind
@@ -85,7 +85,7 @@ def _give_callback(args: Any, line: str) -> None:
 
 
 def _reads_keys(parser: Any) -> bool:
-    """Whether a parser, or that of one of its commands, makes training arguments."""
+    """Whether a parser, or a subparser of it, makes training arguments."""
     actions = parser._actions
     parsers = [one for action in actions if isinstance(action.choices, dict) for one in action.choices.values()]
     return any(action.dest == _TYPE for action in actions) or any(map(_reads_keys, parsers))

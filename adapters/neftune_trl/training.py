@@ -10,11 +10,11 @@ from neftune_plugins import NEFTuneError, TrainingCommand
 
 COMMANDS = ("sft", "dpo", "kto", "reward", "grpo", "rloo")
 VARIABLE = "TRL_COMMAND"
-"""A file does not say of which command it is; its `env`, which TRL puts into the environment, may."""
+"""Name in a file's `env` of the command that the file belongs to; TRL copies `env` into the environment."""
 
 
 def named(config: Mapping[str, Any]) -> str | None:
-    """The command that a configuration names in its `env`. Raises NEFTuneError if TRL has none such."""
+    """Return the command that a configuration names in its `env`. Raises NEFTuneError if TRL has no such command."""
     variables = config.get("env")
     name = variables.get(VARIABLE) if isinstance(variables, Mapping) else None
     if name is not None and name not in COMMANDS:
@@ -23,7 +23,7 @@ def named(config: Mapping[str, Any]) -> str | None:
 
 
 def arguments(config: Path) -> list[str]:
-    """The command line that trains what a configuration says: `trl sft`, unless it names another command."""
+    """Return the command line that trains a configuration: `trl sft`, unless it names another command."""
     import yaml
 
     name = named(yaml.safe_load(config.read_text(encoding="utf-8"))) or "sft"

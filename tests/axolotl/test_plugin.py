@@ -207,8 +207,8 @@ class _Silent(BasePlugin):
     ("drops", "message"),
     [
         ("key", "is set, but is gone from the configuration after Axolotl's validation"),
-        ("callback", "would have no effect: AxolotlTrainer leaves out the callbacks that it is given"),
-        ("events", "the trainer did not tell its callbacks when it began"),
+        ("callback", "would have no effect: AxolotlTrainer ignores the callbacks that it gets"),
+        ("events", "the trainer did not call on_train_begin of its callbacks"),
     ],
 )
 def test_keys_that_are_lost_on_their_way_stop_the_run(driver, drops, message, tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """The examples in the docstrings of the public face run as they stand."""
 
-import doctest
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 import neftune_plugins
 from neftune_plugins import NoiseConfig, install
 from neftune_plugins.plugins import hookspecs
+from tests.support.docstrings import run_example
 from tests.support.models import ToyModel, examples, padded
 
 FACE = {name: getattr(neftune_plugins, name) for name in ("Handle", "NoiseConfig", "NoiseType", "install", "resolve")}
@@ -35,11 +35,5 @@ def world() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", [*FACE, *HOOKS])
-def test_the_example_of_the_docstring_runs(name, capsys):
-    found = {**FACE, **HOOKS}[name]
-    [test] = doctest.DocTestFinder(recurse=False).find(found, name, globs=world())
-    assert test.examples, f"{name} has no example"
-    first = (found.__doc__ or "").lstrip().splitlines()[0]
-    assert not first.startswith(">>>"), "the docstring opens with what it does"
-    failed, _ = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test)
-    assert not failed, capsys.readouterr().out
+def test_the_example_of_the_docstring_runs(name):
+    run_example(name, {**FACE, **HOOKS}[name], world())

@@ -41,6 +41,7 @@ from tests.llamafactory.runs import (
 from tests.support import specification
 from tests.support.bad_values import BAD_KEYS, MISPLACED
 from tests.support.demo import AWKWARD, check_demo
+from tests.support.docstrings import run_example
 from tests.support.documentation import shown
 from tests.support.logs import LineHandler
 from tests.support.probe import per_example, ratio
@@ -333,9 +334,9 @@ def test_megatrons_arguments_are_refused(tmp_path):
     config = {"model_name_or_path": "x", "output_dir": str(tmp_path)}
     parser.parse_dict(config)
     parser.parse_dict(config | {"neftune_noise_alpha": 0})
-    with pytest.raises(NoiseNotAppliedError, match="would not be read by this package: LLaMA-Factory makes"):
+    with pytest.raises(NoiseNotAppliedError, match="would have no effect: LLaMA-Factory puts it into"):
         parser.parse_dict(config | KEYS)
-    with pytest.raises(NoiseNotAppliedError, match="would not be read by this package"):
+    with pytest.raises(NoiseNotAppliedError, match="would have no effect: LLaMA-Factory puts it into"):
         parser.parse_args_into_dataclasses(
             ["--model_name_or_path", "x", "--output_dir", str(tmp_path), "--neftune_noise_alpha", "5"]
         )
@@ -614,6 +615,18 @@ def train_classic(config: dict, folder: Path, *callbacks) -> Run:
 
 def train_v1(config: dict, folder: Path, *callbacks) -> Run:
     """What `run_sft` of V1 does, with callbacks for the trainer."""
+    with v1_world(config, folder) as (world, recorder):
+        world["SFTTrainer"](**{name: world[name] for name in V1_ARGUMENTS}, callbacks=list(callbacks)).fit()
+    recorder.finish()
+    return Run(calls=recorder.probe.calls, **recorder.record)
+
+
+V1_ARGUMENTS = ("args", "model", "renderer", "train_dataset")
+
+
+@contextlib.contextmanager
+def v1_world(config: dict, folder: Path):
+    """What V1's trainer is made of, by name, and a recorder of its training."""
     from llamafactory.v1.accelerator.interface import DistributedInterface
     from llamafactory.v1.config import get_args
     from llamafactory.v1.core.base_trainer import BaseTrainer
@@ -627,15 +640,8 @@ def train_v1(config: dict, folder: Path, *callbacks) -> Run:
         model_args, data_args, training_args, _ = get_args({"output_dir": str(folder / "out"), **config})
         DistributedInterface(training_args.dist_config)
         engine = ModelEngine(model_args, is_train=True)
-        SFTTrainer(
-            args=training_args,
-            model=engine.model,
-            renderer=engine.renderer,
-            train_dataset=DataEngine(data_args.train_dataset),
-            callbacks=list(callbacks),
-        ).fit()
-    recorder.finish()
-    return Run(calls=recorder.probe.calls, **recorder.record)
+        made = (training_args, engine.model, engine.renderer, DataEngine(data_args.train_dataset))
+        yield {"SFTTrainer": SFTTrainer, **dict(zip(V1_ARGUMENTS, made, strict=True))}, recorder
 
 
 @pytest.fixture(scope="module")
@@ -685,6 +691,16 @@ def test_our_callback_is_one_noise(driver, run, key, tmp_path):
     found = train_classic(base_config(driver.model, "sft") | key, tmp_path, NEFTuneCallback(alpha=5))
     assert_specified_noise(found, driver)
     assert found.weights == run("sft", **KEYS).weights
+
+
+@needs_v1
+def test_the_example_of_v1_s_callback_trains_with_noise(driver, run, tmp_path):
+    from neftune_llamafactory import NEFTuneV1Callback
+
+    with v1_world(base_config(driver.model, "v1"), tmp_path) as (world, recorder):
+        run_example("NEFTuneV1Callback", NEFTuneV1Callback, {**world, "NEFTuneV1Callback": NEFTuneV1Callback})
+    recorder.finish()
+    assert recorder.record["weights"] == run("v1", **KEYS).weights
 
 
 @needs_v1

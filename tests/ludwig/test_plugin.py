@@ -36,6 +36,7 @@ from tests.ludwig.watching import (
 )
 from tests.support.bad_values import BAD_KEYS
 from tests.support.demo import check_demo
+from tests.support.docstrings import run_example
 from tests.support.documentation import shown, snippets
 from tests.support.logs import LineHandler
 from tests.support.probe import padding_noise, per_example, ratio
@@ -247,6 +248,18 @@ def test_evaluation_and_prediction_after_training_are_clean(driver, mode, tmp_pa
     assert end < experiment < evaluation < len(watch.calls)
     assert is_clean(watch.calls[end:])
     assert not neftune_hooks_in(model.model)
+
+
+def test_the_example_of_the_docstring_trains_with_noise(driver, tmp_path, monkeypatch):
+    from ludwig.api import LudwigModel
+    from neftune_ludwig import NEFTuneCallback
+
+    monkeypatch.chdir(tmp_path)  # Ludwig writes its results there
+    config = base_config(driver.model, "full")
+    names = {"LudwigModel": LudwigModel, "config": config, "dataset": str(driver.dataset)}
+    with ludwig_model(config) as (_, watch):
+        run_example("NEFTuneCallback", NEFTuneCallback, {**names, "NEFTuneCallback": NEFTuneCallback})
+    assert_papers_noise(trained(watch.calls), driver.pad_id)
 
 
 def test_online_training_is_noisy(driver, tmp_path):

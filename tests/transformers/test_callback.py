@@ -12,6 +12,7 @@ import torch
 from neftune_transformers import NEFTuneCallback
 from transformers import (
     AutoModelForCausalLM,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -21,7 +22,8 @@ from transformers import (
 
 from neftune_plugins import NoiseConfig, NoiseConfigError, NoiseNotAppliedError, install
 from tests.support import specification
-from tests.support.probe import padding_noise, per_example, ratio
+from tests.support.docstrings import run_example
+from tests.support.probe import Probe, padding_noise, per_example, ratio
 from tests.support.recorder import Recorder, weights_hash
 from tests.transformers.driver import TransformersDriver, make_driver
 
@@ -125,6 +127,23 @@ def test_alpha_can_be_given_to_the_callback_alone(driver, tmp_path):
     trainer = driver.trainer("trainer", {}, tmp_path, callbacks=[NEFTuneCallback(alpha=5.0), recorder], stock=True)
     trainer.train()
     assert recorder.probe.calls[0].noise.any()
+
+
+def test_the_example_of_the_docstring_trains_with_noise(driver, tmp_path):
+    made = driver.trainer("trainer", {}, tmp_path, callbacks=[], stock=True)
+    probe = Probe().attach(made.model)
+    names = {"model": made.model, "args": made.args, "rows": made.train_dataset}
+
+    def quiet_trainer(*args, **kwargs) -> Trainer:
+        trainer = Trainer(*args, data_collator=made.data_collator, **kwargs)
+        trainer.remove_callback(PrinterCallback)
+        return trainer
+
+    names |= {"Trainer": quiet_trainer, "NEFTuneCallback": NEFTuneCallback}
+    run_example("NEFTuneCallback", NEFTuneCallback, names)
+    for call in probe.calls:
+        for example in per_example(call, driver.pad_id):
+            assert abs(ratio(example, 5.0) - 1) < 0.05
 
 
 @pytest.mark.parametrize("value", [-1, float("nan"), True, "abc", {"a": 1}])
