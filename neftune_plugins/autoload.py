@@ -1,9 +1,8 @@
 """Patches frameworks that load no plugins, right after their import.
 
-PyTorch calls the entry points of the group `torch.backends` at the end of `import torch`. An adapter's entry point says
-here which modules of its framework it has to patch; each is patched right after its import, if that ever comes. All of
-this is the standard library's: it runs in every process of an environment that imports torch.
-"""
+PyTorch calls the entry points of the group `torch.backends` at the end of `import torch`. An adapter's entry point
+registers here the modules of its framework that it has to patch; each is patched right after its import, if the process
+imports it. This module uses the standard library only, because it runs in every process that imports torch."""
 
 import copy
 import importlib
@@ -18,17 +17,17 @@ VARIABLE = "NEFTUNE_PLUGINS"
 
 
 def enabled() -> bool:
-    """False where the environment says NEFTUNE_PLUGINS=0: then the frameworks' own NEFTune is left alone."""
+    """Whether the package is on: False with NEFTUNE_PLUGINS=0 in the environment, which leaves the frameworks as they
+    are."""
     return os.environ.get(VARIABLE, "1") != "0"
 
 
 def after_import(patches: Mapping[str, str]) -> None:
-    """Have modules patched as soon as they have been imported.
+    """Patch modules as soon as they have been imported.
 
-    patches: name of a module -> `package.module:function`, which is imported and called with the module, then.
+    patches: name of a module -> `package.module:function`, which is then imported and called with the module.
 
-    Does nothing where NEFTUNE_PLUGINS=0. Never raises, and neither does a patch: what goes wrong is logged as an error,
-    and kept for `unpatched`.
+    Does nothing with NEFTUNE_PLUGINS=0. Never raises: an error in a patch is logged, and `unpatched` returns it.
     """
     if not enabled():
         return
@@ -44,7 +43,7 @@ def after_import(patches: Mapping[str, str]) -> None:
 
 
 def unpatched(package: str) -> str:
-    """What went wrong with the patches of an adapter, such as `neftune_ludwig`; empty if nothing did."""
+    """Return the errors in the patches of an adapter, such as `neftune_ludwig`; empty if there were none."""
     return "; ".join(problem for patch, problem in _failures.items() if patch.split(".")[0] == package)
 
 
@@ -52,7 +51,7 @@ _failures: dict[str, str] = {}
 
 
 class _Finder:
-    """Finds the modules that are to be patched, as the other finders would, and adds the patches to their execution."""
+    """Finds the modules to patch by the other finders, and runs their patches after their code."""
 
     def __init__(self) -> None:
         self.patches: dict[str, list[str]] = {}
@@ -105,8 +104,8 @@ def _apply(patch: str, name: str, module: ModuleType, *, executed: bool) -> None
 def _failed(patch: str, name: str, error: Exception) -> None:
     _failures[patch] = f"{name} could not be patched ({type(error).__name__}: {error})"
     logging.getLogger(__name__).error(
-        "neftune-plugins: %s. The framework runs as it comes; with a neftune_noise_* key it stops. %s=0 leaves this "
-        "package out.",
+        "neftune-plugins: %s. Training works as usual without neftune_noise_* keys and stops with one. %s=0 "
+        "switches this package off.",
         _failures[patch],
         VARIABLE,
     )

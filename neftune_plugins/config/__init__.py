@@ -1,4 +1,4 @@
-"""The configuration keys: what they are, how their values are read, and where they belong."""
+"""Describes the configuration keys, reads their values, and knows where they belong."""
 
 from neftune_plugins.config.keys import (
     BUILT_IN_TYPES,

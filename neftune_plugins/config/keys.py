@@ -12,7 +12,7 @@ from neftune_plugins.config import names
 from neftune_plugins.config.values import how_read, integer, number, truth
 from neftune_plugins.errors import NoiseConfigError
 
-_LARGEST_ALPHA = 1e30  # float32, the noise's own precision, holds it and what is made of it
+_LARGEST_ALPHA = 1e30  # float32, the precision of the noise, can represent it and the values computed from it
 
 Length = Literal["sequence", "padded"]
 Schedule = Literal["constant", "linear", "cosine"]
@@ -22,8 +22,11 @@ BUILT_IN_TYPES = ("uniform", "gaussian", "bernoulli")
 def _field(
     default: Any, *, key: str, annotation: Any, help: str, said: Callable[[Any], Any] | None = None, **bounds: float
 ) -> Any:
-    """said: what a value of the key says, as a number or a boolean; None if it says none.
-    bounds: the `least` and the `most` that a number may be."""
+    """Return a field of `NoiseConfig`.
+
+    said: converts a value of the key to a number or a boolean; None if it is neither.
+    bounds: `least` and `most` of a number.
+    """
     metadata = {"key": key, "annotation": annotation, "help": help, "said": said or (lambda value: value), **bounds}
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -35,8 +38,8 @@ class NoiseConfig:
     >>> NoiseConfig(alpha=5, schedule="linear").alpha
     5
 
-    Every field stands for one key; its metadata hold the `key`, the type `annotation` of the key in a framework's
-    schema, where it may be left out, and the `help` text.
+    Each field is one key. Its metadata hold the name of the `key`, the type `annotation` of the optional key in a
+    framework's schema, and the `help` text.
 
     Raises NoiseConfigError for a value that cannot be used, naming key, value and remedy.
     """
@@ -103,7 +106,7 @@ class NoiseConfig:
             raise _error("alpha", self.alpha, "must be a number, such as 5", how_read(self.alpha))
         if not 0 <= alpha <= _LARGEST_ALPHA:
             raise _error("alpha", alpha, "must be finite and above 0, such as 5; 0 is no noise")
-        # That the type exists is checked by `plugins.check_type`: it depends on which plugins are installed.
+        # `plugins.check_type` checks that the type exists, which depends on the installed plugins.
         if not isinstance(self.type, str) or not self.type:
             raise _error("type", self.type, "must be the name of a noise type, such as uniform")
         for name, choices in (("length", get_args(Length)), ("schedule", get_args(Schedule))):
@@ -119,12 +122,12 @@ class NoiseConfig:
         if self.clean_loss_steps is not None and (steps is None or steps < 1):
             problem = "must be an integer of at least 1; for none leave the key out"
             raise _error("clean_loss_steps", self.clean_loss_steps, problem)
-        # Frozen for others: what was read as a number is one from here on.
+        # From here on the fields hold numbers, not the text that they were read from.
         vars(self).update(alpha=alpha, seed=seed, metrics=metrics, clean_loss_steps=steps)
 
     @classmethod
     def from_keys(cls, keys: Mapping[str, Any]) -> "NoiseConfig | None":
-        """The configuration that a framework's keys ask for; None where `neftune_noise_alpha` is absent, null or 0.
+        """Return the configuration from a framework's keys; None if `neftune_noise_alpha` is absent, null or 0.
 
         Ignores keys that do not look like ours. Raises NoiseConfigError for a bad value, for such a key that does
         not exist, and for other keys without `neftune_noise_alpha`.
@@ -134,11 +137,11 @@ class NoiseConfig:
 
 
 NO_NOISE = "neftune_noise_alpha: 0 asks for no noise: the embeddings are left as they are"
-"""What is logged once if alpha is 0."""
+"""The line that is logged once if alpha is 0."""
 
 
 def read(keys: Mapping[str, Any]) -> tuple[NoiseConfig | None, bool]:
-    """The configuration from a framework's keys, and whether there is noise: with an alpha of 0 there is none.
+    """Return the configuration from a framework's keys, and whether there is noise: with an alpha of 0 there is none.
 
     Raises as `NoiseConfig.from_keys`.
     """
@@ -166,7 +169,7 @@ KEYS = tuple(map(key, dataclasses.fields(NoiseConfig)))
 
 
 def keys_in(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of our keys that are set among a framework's, with numbers and booleans as Python's where they say some."""
+    """Return our keys among a framework's that are set, with values converted to Python's numbers and booleans."""
     found = {}
     for field in dataclasses.fields(NoiseConfig):
         value = values.get(key(field))
@@ -182,18 +185,18 @@ def refuse_unknown(keys: Mapping[Any, Any]) -> None:
         if name in KEYS or not looks_like_ours(name):
             continue
         remedy = names.remedy(KEYS, name, value)
-        if str(name).startswith("-"):  # LLaMA-Factory takes key=value alone behind a file
+        if str(name).startswith("-"):  # after a file LLaMA-Factory reads only key=value
             remedy += " After a configuration file, write key=value without --"
         raise NoiseConfigError(f"{name}: there is no such key (value {names.brief(value)}){remedy}")
 
 
 def looks_like_ours(name: object) -> bool:
-    """Whether a key is one of ours, or was meant to be, among keys that are all a framework's."""
+    """Whether a key in a framework's own mapping is one of ours or is meant to be one."""
     return names.begins_like_ours(name) or is_like_ours(name)
 
 
 def is_like_ours(name: object) -> bool:
-    """Whether a key is one of ours, misspelt, or an older name of one, among whatever else."""
+    """Whether a key in any mapping is one of ours, a misspelt one, or an older name of one."""
     return names.means_one_of(KEYS, name)
 
 
@@ -203,5 +206,5 @@ def _error(name: str, value: object, problem: str, how: str = "") -> NoiseConfig
 
 
 def unknown_choice(name: str, value: object, choices: tuple[str, ...]) -> NoiseConfigError:
-    """The error for a value of the field `name` that is none of its choices."""
+    """Return the error for a value of the field `name` that is none of its choices."""
     return _error(name, value, f"must be one of: {', '.join(choices)}{names.guess(value, choices)}")

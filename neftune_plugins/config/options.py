@@ -1,4 +1,4 @@
-"""Our keys on a command line."""
+"""Finds our keys on a command line."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,14 +10,14 @@ from neftune_plugins.errors import NoiseConfigError
 
 
 class _Option(NamedTuple):
-    """As in `--trl.neftune-noise-alpha 5`: written `--trl.neftune-noise-alpha`, owner `trl`, name
+    """An option, such as `--trl.neftune-noise-alpha 5`: written `--trl.neftune-noise-alpha`, owner `trl`, name
     `neftune_noise_alpha`, value `5`."""
 
     written: str
     owner: str
     name: str
     value: str
-    behind: bool  # after a lone --, where the arguments of another command are
+    behind: bool  # after `--`, which ends the command's own options
 
 
 def from_command_line(name: str) -> bool:
@@ -29,8 +29,8 @@ def refuse_options(arguments: Sequence[str], read: Sequence[str]) -> None:
     """Raise NoiseConfigError for an option that means one of our keys and that nothing reads.
 
     arguments: those of a framework's command.
-    read: the options that the command reads for our keys as `--key value`, exactly as written. Words of the form
-        `key=value` it does not read.
+    read: the options, exactly as written, that the command reads for our keys as `--key value`. The command does not
+        read words of the form `key=value`.
     """
     for option in _options(arguments):
         if (option.written not in read or option.behind) and _means_ours(option):

@@ -1,4 +1,4 @@
-"""Keys of ours that stand where nothing reads them."""
+"""Refuses our keys in places that nothing reads."""
 
 import json
 from collections.abc import Collection, Iterator, Mapping
@@ -9,20 +9,20 @@ from neftune_plugins.config.keys import KEYS, is_like_ours, refuse_unknown
 from neftune_plugins.errors import NoiseConfigError
 
 Place = tuple[str | int, ...]
-"""Where something is in a configuration: names in mappings and numbers in lists, outermost first."""
+"""A path in a configuration: names in mappings and indices in lists, outermost first."""
 
 _DEEPEST = 500  # levels; deeper than the parsers of YAML and JSON go
 _LONGEST = 100_000  # characters of a text that may be JSON
 
 
 def refuse_misplaced(config: Any, owners: Collection[Place] = ((),), home: str = "at the top level") -> None:
-    """Raise NoiseConfigError for a key of ours that nothing reads: misspelt, older, or in a wrong place of the raw
-    configuration, at any depth.
+    """Raise NoiseConfigError for a key that nothing reads, at any depth of the raw configuration: a misspelt key, an
+    older name, or a key in a wrong place.
 
     owners: the places of the mappings that the keys belong to.
-    home: the same in words, as in "write neftune_noise_alpha: 5 at the top level".
+    home: the same in words, such as "at the top level", for the message.
 
-    It ignores values, and keys in a wrong place whose value is null.
+    Values are not checked, and a key in a wrong place with the value null is ignored.
     """
     for place, mapping in _mappings(config, owners):
         if place in owners:
@@ -50,7 +50,7 @@ def _message(place: Place, name: object, value: Any, home: str) -> str:
 
 
 def _mappings(config: Any, owners: Collection[Place]) -> Iterator[tuple[Place, Mapping[Any, Any]]]:
-    """The mappings of a configuration, each once, and once more where it is an owner and no owner."""
+    """Yield the mappings of a configuration, each once as an owner and once as a mapping that is not one."""
     waiting: list[tuple[Place, Any]] = [((), config)]
     seen: set[tuple[int, bool]] = set()
     while waiting:
@@ -77,7 +77,7 @@ def _has_parts(value: Any) -> bool:
 
 
 def _parsed(text: str) -> Any:
-    """What a text says that is JSON, as command lines give mappings, and may hold a key of ours."""
+    """Return the mapping in a text of JSON that may hold one of our keys; command lines pass mappings as JSON."""
     if len(text) > _LONGEST or not any(part in text.lower() for part in ("neft", "nois")):
         return None
     try:

@@ -1,4 +1,4 @@
-"""What a value says, whoever wrote it: YAML, a command line, NumPy or torch."""
+"""Converts values from YAML, a command line, NumPy or torch to Python's numbers and booleans."""
 
 import math
 import numbers
@@ -11,9 +11,9 @@ _LONGEST = 400  # characters of a number that is read; Python refuses integers o
 
 
 def number(value: Any) -> int | float | None:
-    """The number that a value is, or says in the digits of YAML 1.2 and JSON; None if it is none.
+    """Return a value as a number; None if it is not one. Text must be a number of YAML 1.2 or JSON.
 
-    Text is read because command lines give nothing else, and YAML 1.1 reads `1e1` as text. A boolean is no number.
+    Text is accepted because command lines pass only text, and YAML 1.1 reads `1e1` as text. Booleans are not numbers.
     """
     value = _plain(value)
     if isinstance(value, bool):
@@ -31,13 +31,13 @@ def number(value: Any) -> int | float | None:
 
 
 def integer(value: Any) -> int | None:
-    """As `number`, of integers alone."""
+    """Like `number`, for integers only."""
     found = number(value)
     return found if isinstance(found, int) else None
 
 
 def truth(value: Any) -> bool | None:
-    """The boolean that a value is, or says; None if it is none."""
+    """Return a value, or the text of one, as a boolean; None if it is not one."""
     value = _plain(value)
     if isinstance(value, str):
         return {"true": True, "false": False}.get(value.lower())
@@ -45,12 +45,12 @@ def truth(value: Any) -> bool | None:
 
 
 def how_read(value: Any) -> str:
-    """Why a value that looks like something else is what it is; empty where there is nothing to say."""
+    """Return how YAML read a surprising value, as the end of an error message; empty for other values."""
     if isinstance(value, bool):
         return f"; YAML reads yes and on as true, no and off as false, which is {value}"
     return "; it is text" if isinstance(value, str) else ""
 
 
 def _plain(value: Any) -> Any:
-    """The scalars of NumPy, torch and JAX as Python's."""
+    """Convert scalars of NumPy, torch and JAX to Python's."""
     return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value

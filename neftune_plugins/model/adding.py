@@ -1,4 +1,4 @@
-"""Adding noise to what an embedding gave: in place where that is safe, in a copy where it is not."""
+"""Adds noise to the output of an embedding: in place if that is safe, else to a copy."""
 
 from collections.abc import Callable
 

@@ -1,5 +1,5 @@
-"""What the package itself provides, through the same hooks as anybody's plugin: the noise types, the reader of batch
-layouts and the finder of embeddings."""
+"""Provides the built-in noise types, the reader of batch layouts and the finder of embeddings, through the same hooks
+as any plugin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forward passes that run again in backward (activation checkpointing): they need the noise that they had."""
+"""Finds the noise of forward passes that run again in backward (activation checkpointing)."""
 
 from collections import deque
 

@@ -1,7 +1,7 @@
-"""What a model tells of itself, wrapped or not: its token embeddings, what is above them, its decoder, its padding id.
+"""Finds the token embeddings of a model, wrapped or not, the modules above them, its decoder and its padding id.
 
-Classes are asked for methods and instances for their own attributes: a miss on a module is slow, and models have
-thousands.
+Methods are looked up on classes and attributes in `vars()`: a failing `getattr` on a module is slow, and models have
+thousands of modules.
 """
 
 import inspect

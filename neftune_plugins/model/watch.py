@@ -1,4 +1,4 @@
-"""What a step's forward passes were, so that a step without noise is noticed and its cause named."""
+"""Records the kinds of forward passes in a step, to detect a step without noise and to name the cause."""
 
 
 class StepWatch:
@@ -27,7 +27,7 @@ class StepWatch:
         self.ever_noised = True
 
     def cause(self, model: str) -> str:
-        """Why there was no noise, as far as it can be seen, and the remedy."""
+        """Return the visible cause of a step without noise, and the remedy."""
         if self.ran_in_evaluation:
             return (
                 f"{model} was called in evaluation mode, in which there is no noise (from_pretrained returns models in "

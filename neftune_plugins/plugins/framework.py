@@ -102,5 +102,5 @@ class Framework:
     exponents: bool = False
 
     def places_in(self, config: Mapping[str, Any]) -> list[Place]:
-        """The paths in a configuration where our keys belong. The mapping at a path may be missing."""
+        """Return the paths in a configuration where our keys belong. The mapping at a path may be missing."""
         return [place for known in self.places for place in known.found(config)]

@@ -62,8 +62,8 @@ def frameworks() -> dict[str, Framework]:
 
 
 def frameworks_without_torch() -> dict[str, Framework]:
-    """As `frameworks`, without importing torch, which takes seconds: plugins whose modules need it are left out, the
-    providers of noise among them."""
+    """Like `frameworks`, without importing torch, which takes seconds. Skips plugins whose modules need torch, such as
+    providers of noise."""
     manager = pluggy.PluginManager(ENTRY_POINT_GROUP)
     manager.add_hookspecs(hookspecs)
     with _torch_left_out():
@@ -81,12 +81,12 @@ def frameworks_without_torch() -> dict[str, Framework]:
 
 @contextmanager
 def _torch_left_out() -> Iterator[None]:
-    """Have imports of torch fail, unless it is there already."""
+    """Make imports of torch fail, unless it was imported before."""
     if "torch" in sys.modules:
         yield
         return
     modules: dict[str, ModuleType | None] = vars(sys)["modules"]
-    modules["torch"] = None  # Python's own way to say so
+    modules["torch"] = None  # Python's convention: the import raises ImportError
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Where a framework's configuration has our keys, as data: for `neftune check`, for editors, and for a sweep."""
+"""Describes where our keys are in a framework's configuration, for `neftune check`, editors and sweeps."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ class KeyPlace:
     """A mapping in a framework's configuration files that may hold our keys.
 
     path: the keys that lead to it; `*` stands for each member of a list or mapping. Empty is the top level.
-    beside: a key next to the last one of the path, and the value that it must have, such as ("type", "llm").
+    beside: a key in the same mapping as the last one of the path, and its required value, such as ("type", "llm").
     """
 
     path: tuple[str, ...] = ()
@@ -25,11 +25,11 @@ class KeyPlace:
         return ".".join(self.path) + where
 
     def found(self, config: object) -> list[Place]:
-        """The places in a configuration where our keys belong. The mapping at a place may be missing."""
+        """Return the places in a configuration where our keys belong. The mapping at a place may be missing."""
         return [place for place, holder in self.candidates(config) if self.holds(holder)]
 
     def candidates(self, config: object) -> Iterator[tuple[Place, Any]]:
-        """Each place with that path, whether or not it `holds`, and the mapping that has the path's last key."""
+        """Yield each place with that path, whether or not it `holds`, and the mapping that has the path's last key."""
         if not self.path:
             yield (), config
             return
@@ -47,7 +47,7 @@ class KeyPlace:
                 yield (*place, last), holder
 
     def holds(self, holder: object) -> bool:
-        """Whether the key next to the path's last one has the value that it must have."""
+        """Whether the key next to the path's last one has its required value."""
         if self.beside is None:
             return True
         name, value = self.beside
@@ -55,7 +55,7 @@ class KeyPlace:
 
 
 def value_at(config: object, place: Place) -> Any:
-    """What is at a place; None where it is missing."""
+    """Return the value at a place; None if it is missing."""
     for name in place:
         config = dict(_children(config)).get(name)
     return config

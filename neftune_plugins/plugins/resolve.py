@@ -26,7 +26,7 @@ def resolve(keys: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> 
 
 
 def no_noise_line(keys: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> str:
-    """What a run logs in which an alpha of 0 asks for no noise; empty for all others. Raises as `resolve`."""
+    """Return the line that a run with an alpha of 0 logs; empty for other values. Raises like `resolve`."""
     config, is_on = _read(keys, given or {})
     if config is None or is_on:
         return ""
@@ -62,7 +62,7 @@ def _read(keys: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[NoiseConfi
 
 
 def _origin(name: str, explicit: Mapping[str, Any]) -> str:
-    """Where a wrong value is from, unless that is the configuration file, or not known."""
+    """Return the source of a wrong value for the message; empty for the configuration file, or if it is unknown."""
     if name in explicit:
         return " (given to NEFTuneCallback)"
     return " (from the command line)" if from_command_line(name) else ""
