@@ -55,13 +55,14 @@ def test_the_readmes_table_of_frameworks():
     commands = []
     for row in table.splitlines()[1:]:
         name, install, add = (cell.strip() for cell in row.split("|")[1:-1])
-        assert re.fullmatch(r"\[.+\]\(docs/\w+\.md\)", name), name
+        assert re.fullmatch(r"\[.+\]\(docs/\w+\.md(#[\w-]+)?\)", name), name
         assert re.search("neftune_noise_alpha(: |=)5|NoiseConfig\\(alpha=5\\)", add), add
         commands.append(install.strip("`").split())
     for program, *arguments in commands:
         CHECKS[program](arguments)
     extras = {argument.strip('"').removeprefix("neftune-plugins").strip("[]") for _, _, argument in commands}
-    assert extras == {"axolotl", "ludwig", "llamafactory", "transformers", ""}
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert extras == {*known, ""} - {"demo", "sweep"}
 
 
 def test_the_readmes_results_are_those_of_the_record():
