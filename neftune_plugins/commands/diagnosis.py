@@ -1,6 +1,6 @@
-"""What the doctor finds, told to people and to programs; and torch, on which everything else stands.
+"""The findings of `neftune doctor`, as text and JSON, and the diagnosis of torch.
 
-Nothing of this needs torch: it is for the environment where torch does not load.
+This module does not need torch, so that it works in an environment where torch does not load.
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ OURS = "neftune-plugins"
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """One finding.
 
     about: the framework, or `environment`.
-    what: was looked at.
-    found: there.
-    state: `info` is neither good nor bad.
-    remedy: what to do where the state is `wrong`.
+    what: the part that was examined, such as `version`.
+    found: the result.
+    state: `ok`, `wrong`, or `info` for a fact that is neither.
+    remedy: what to do if the state is `wrong`.
     """
 
     about: str
@@ -35,7 +35,7 @@ class Finding:
 
 
 def version(distribution: str) -> str | None:
-    """The installed version, or None."""
+    """Return the installed version, or None."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -43,12 +43,12 @@ def version(distribution: str) -> str | None:
 
 
 def ground() -> list[Finding]:
-    """This package, Python, and torch, which is imported."""
+    """Examine this package, Python, and torch, which this imports."""
     torch = version("torch")
     try:
         with waiting("importing torch"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about numpy, where it is not installed
-            from torch import Tensor  # noqa: F401  (of a torch that is half there, `import torch` may find the folder)
+            warnings.simplefilter("ignore")  # torch warns if numpy is not installed
+            from torch import Tensor  # noqa: F401  (`import torch` also succeeds on the folder of a half-removed torch)
     except Exception as error:
         exact = "torch" if torch is None else f'"torch=={torch}"'
         found, remedy = f"{torch} does not load: {one_line(error)}", f"pip install --force-reinstall {exact}"
@@ -63,7 +63,7 @@ def ground() -> list[Finding]:
 
 
 def one_line(error: BaseException) -> str:
-    """The error on one line, with the package that raised it."""
+    """Return the error on one line, with the package that raised it."""
     origin = ""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         package = frame.f_globals.get("__name__", "").split(".")[0]
@@ -73,14 +73,14 @@ def one_line(error: BaseException) -> str:
 
 
 def status(findings: Sequence[Finding]) -> int:
-    """Exit status: 0 where all that is installed works, 1 where something is wrong, 2 where no framework is there."""
+    """Return the exit status: 0 everything works, 1 something is wrong, 2 no framework is installed."""
     if any(finding.state == "wrong" for finding in findings):
         return 1
     return 0 if {finding.about for finding in findings if finding.state == "ok"} - {"environment"} else 2
 
 
 def report(findings: Sequence[Finding]) -> str:
-    """The findings as text."""
+    """Return the findings as text."""
     signs = {"ok": coloured("ok   ", "green"), "info": "-    ", "wrong": coloured("WRONG", "red")}
     width = max(len(finding.what) for finding in findings)
     lines = []

@@ -1,4 +1,4 @@
-"""`neftune doctor`: what is installed, whether it works, and what to do where it does not."""
+"""`neftune doctor`: examines what is installed, and says how to repair what does not work."""
 
 import dataclasses
 import importlib
@@ -23,10 +23,10 @@ _TORCHS_VARIABLE = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 
 
 def doctor() -> list[Finding]:
-    """Look at everything. Never raises for what is broken: that is a finding."""
+    """Examine everything. A broken part is a finding, never an exception."""
     findings = list(_environment())
     if any(finding.state == "wrong" and finding.what == "plugin" for finding in findings):
-        return findings  # nothing is registered then, frameworks neither
+        return findings  # without plugins there are no frameworks either
     findings += _kernels()
     known = list(frameworks().values())
     present = [framework for framework in known if version(framework.distribution) is not None]
@@ -37,7 +37,7 @@ def doctor() -> list[Finding]:
             probed = dict(zip(untested, pool.map(_probe, untested), strict=True))
             findings += audio.result()
         except KeyboardInterrupt:
-            worker.stop()  # the pool waits for them
+            worker.stop()  # the pool waits until they end
             raise
     repairs = [_reinstall(framework, untested[framework.name]) for framework in present if untested[framework.name]]
     for framework in present:
@@ -59,7 +59,8 @@ def _reinstall(framework: Framework, untested: Sequence[Requirement]) -> str:
 
 
 def _with_remedy(finding: Finding, repairs: Sequence[str]) -> Finding:
-    """A release that is not tested is the first suspect for all that does not work; it may break other packages too."""
+    """Compare the installed releases with the tested ones. An untested release is the most likely cause of a failure,
+    also in other packages."""
     if finding.state != "wrong" or finding.remedy:
         return finding
     if repairs:
@@ -78,7 +79,7 @@ def _environment() -> Iterator[Finding]:
 
 
 def _off(variable: str) -> Finding | None:
-    """What an environment variable switches off: ours with 0, torch's own with everything but 1."""
+    """Say what an environment variable switches off: ours with 0, torch's with any value except 1."""
     value = os.environ.get(variable, "1")
     if value == "1" or (variable == VARIABLE and value != "0"):
         return None
@@ -99,19 +100,19 @@ def _plugins() -> Iterator[Finding]:
         try:
             frameworks()
             yield Finding("environment", "noise types", ", ".join(noise_types()))
-        except Exception as error:  # each loads, but what it provides is wrong, or there twice
+        except Exception as error:  # each loads, but provides something wrong, or a name that another provides
             problems.append((one_line(error), " or ".join(sorted({*owners.values()} - {OURS}))))
     for found, owner in problems:
         yield Finding("environment", "plugin", found, "wrong", f"update it, or pip uninstall {owner}")
 
 
 def _kernels() -> list[Finding]:
-    """What adds the noise on each device here, tried with the paper's noise type in the dtype of most trainings."""
+    """Find which code adds the noise on each device of this machine, by trying the paper's noise in bfloat16."""
     import torch
 
     from neftune_plugins.noise import add_noise_, kernels
 
-    logging.getLogger("neftune_plugins").setLevel(logging.ERROR)  # a kernel that fails is a finding here, no warning
+    logging.getLogger("neftune_plugins").setLevel(logging.ERROR)  # here a kernel that fails is a finding, not a warning
     devices = ["cpu"]
     if torch.accelerator.is_available():
         devices.append(str(torch.accelerator.current_accelerator()))
@@ -128,7 +129,8 @@ def _kernels() -> list[Finding]:
 
 
 def _torchaudio() -> list[Finding]:
-    """It loads beside one torch only. Ludwig, LLaMA-Factory and transformers import it where it is installed."""
+    """Examine torchaudio, which loads with one version of torch only. Ludwig, LLaMA-Factory and transformers import it
+    if it is installed."""
     if version(_AUDIO) is None:
         return []
     try:
@@ -147,7 +149,7 @@ def _probe(name: str) -> list[Finding]:
 
 
 def import_problem(module: str) -> str:
-    """Why a module cannot be imported; empty if it can."""
+    """Return why a module cannot be imported; empty if it can."""
     try:
         importlib.import_module(module)
     except Exception as error:
@@ -156,7 +158,7 @@ def import_problem(module: str) -> str:
 
 
 def probe(name: str) -> list[dict[str, str]]:
-    """What only a process that imports the framework can tell: findings, as dicts."""
+    """Return the findings, as dicts, that need a process with the framework imported."""
     try:
         framework = worker.imported(name)
     except Exception as error:
@@ -164,14 +166,14 @@ def probe(name: str) -> list[dict[str, str]]:
     findings = [{"about": name, "what": "import", "found": ", ".join(framework.modules), "state": "ok"}]
     try:
         if not enabled():
-            raise NEFTuneError(f"{VARIABLE}=0: the framework runs as it comes")
+            raise NEFTuneError(f"{VARIABLE}=0: the framework runs without this package")
         findings.append({"about": name, "what": "adapter", "found": framework.adapter(), "state": "ok"})
     except Exception as error:
         remedy = {} if enabled() else {"remedy": f"unset {VARIABLE}"}
         findings.append({"about": name, "what": "adapter", "found": one_line(error), "state": "wrong", **remedy})
     if framework.native:
         native = next(filter(_exists, framework.native), None)
-        found = f"{native}, left out where the adapter adds its noise" if native else "this release has none"
+        found = f"{native}, off when the adapter adds its noise" if native else "this release has no native hook"
         findings.append({"about": name, "what": "native hook", "found": found, "state": "info"})
     return findings
 

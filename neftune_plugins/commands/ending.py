@@ -1,4 +1,4 @@
-"""How a command ends when its output cannot be written, or it is interrupted: with a line at most, and a status."""
+"""Ends a command with a status and at most one line if it is interrupted or its output cannot be written."""
 
 import os
 import signal
@@ -8,16 +8,18 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 UNWRITABLE = 2
-# As a shell counts: 128 and the signal's number.
+# As in a shell: 128 plus the number of the signal.
 INTERRUPTED = 128 + signal.SIGINT
 CLOSED_PIPE = 128 + signal.SIGPIPE
 
 
 @contextmanager
 def ended_well() -> Iterator[None]:
-    """Exits with 130 after Ctrl-C, with 141 where the reader of a pipe has gone, and with 2 and a message where
-    standard output cannot be written. What cannot be written to standard error is left out: there is nobody to tell.
-    Characters that an output's encoding does not have are written as escapes."""
+    """Exit with 130 after Ctrl-C, with 141 if the reader of a pipe has closed it, and with 2 and a message if standard
+    output cannot be written.
+
+    Errors of writing to standard error are ignored. Characters outside the output's encoding are written as escapes.
+    """
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = _Output(streams[0], vital=True), _Output(streams[1], vital=False)
     try:
@@ -34,7 +36,7 @@ def ended_well() -> Iterator[None]:
 
 
 class _Output:
-    """A stream whose user need not think of what happens when it cannot be written."""
+    """A stream that handles errors of writing by itself."""
 
     def __init__(self, stream: Any, *, vital: bool) -> None:
         self._stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115  (None: closed by the shell)
@@ -59,7 +61,7 @@ class _Output:
             self._lost(error)
 
     def _lost(self, error: OSError) -> None:
-        # What is still in its buffer would fail again when Python ends.
+        # The rest of its buffer would fail again when Python ends.
         with suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), self._stream.fileno())
         if not self._vital:

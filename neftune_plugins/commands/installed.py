@@ -1,4 +1,4 @@
-"""What is installed, and the releases that each framework is tested with, as the packages' own metadata say."""
+"""Reads from the packages' metadata what is installed, and which releases each framework is tested with."""
 
 import importlib.metadata
 import re
@@ -12,17 +12,17 @@ from neftune_plugins.plugins.manager import providers
 
 
 def extra(framework: Framework) -> str:
-    """What to give to `pip install` for the framework with its adapter."""
+    """Return the argument of `pip install` for the framework with its adapter."""
     return f"{provider(framework)}[{framework.name}]"
 
 
 def provider(framework: Framework) -> str:
-    """The distribution whose entry point tells of the framework."""
+    """Return the distribution whose entry point provides the framework."""
     return providers("neftune_frameworks").get(framework.name, OURS)
 
 
 def tested(framework: Framework) -> list[Requirement]:
-    """The requirements of the extra with the framework's name."""
+    """Return the requirements of the extra with the framework's name."""
     requirements = map(Requirement, importlib.metadata.requires(provider(framework)) or [])
     return [
         requirement
@@ -34,7 +34,7 @@ def tested(framework: Framework) -> list[Requirement]:
 
 
 def untested(framework: Framework) -> list[Requirement]:
-    """Those of `tested` that are not met."""
+    """Return the requirements among `tested` that the installation does not meet."""
     return [requirement for requirement in tested(framework) if not _met(requirement)]
 
 
@@ -44,7 +44,7 @@ def _met(requirement: Requirement) -> bool:
 
 
 def pinned_to(distribution: str) -> Iterator[str]:
-    """The installed distributions that go with one release of this one alone, and have to be changed with it."""
+    """Return the installed distributions that require exactly this release of a distribution, and change with it."""
     for other in importlib.metadata.distributions():
         for requirement in map(Requirement, filter(re.compile(rf"{distribution}\b.*==").match, other.requires or ())):
             if requirement.name == distribution and (requirement.marker is None or requirement.marker.evaluate()):

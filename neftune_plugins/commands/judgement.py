@@ -1,5 +1,5 @@
-"""What a configuration file's text and a framework's description tell: whose file it is, and whether our keys are at
-the right places, spelt right, written once, with values that can be used, in a run that trains."""
+"""Judges a configuration file by its text and the framework's description: the framework it belongs to, and whether our
+keys are in the right places, spelt right, written once, have valid values, and belong to a run that trains."""
 
 import dataclasses
 import difflib
@@ -28,8 +28,8 @@ _ALPHA = "neftune_noise_alpha"
 class Judged:
     """A file whose keys are right.
 
-    configs: the noise that is asked for at each place where our keys may be; None where none is.
-    notes: what its writer should know all the same.
+    configs: the noise for each place of our keys; None without noise.
+    notes: remarks for the author of the file.
     """
 
     configs: Mapping[Place, NoiseConfig | None]
@@ -37,7 +37,7 @@ class Judged:
 
 
 def judge(source: Source, framework: Framework) -> Judged:
-    """Look at our keys in a framework's file. Raises CannotReadError, with the line, for what is wrong with them."""
+    """Check our keys in a framework's file. Raises CannotReadError, with the line, for a wrong key."""
     notes = list(_repeated(source))
     config = _as_read(source, framework)
     _stop_if_misplaced(source, framework, config)
@@ -51,7 +51,8 @@ def judge(source: Source, framework: Framework) -> Judged:
 
 
 def check_type_by_name(source: Source, judged: Judged) -> list[str]:
-    """Without plugins: notes on the noise types that are not built in. Raises CannotReadError for a misspelt one."""
+    """Return notes on noise types that are not built in, without loading plugins. Raises CannotReadError for a misspelt
+    type."""
     notes = []
     for place, config in judged.configs.items():
         if config is None or config.type in BUILT_IN_TYPES:
@@ -67,7 +68,7 @@ def check_type_by_name(source: Source, judged: Judged) -> list[str]:
 
 
 def recognised(source: Source, known: Mapping[str, Framework], name: str | None) -> Framework:
-    """The framework of that name, or the one whose signs a file has. Raises CannotReadError if that is not clear."""
+    """Return the framework of that name, or the one that a file's keys indicate. Raises CannotReadError if unclear."""
     if name is not None:
         if name not in known:
             problem = f"--framework {name}: there is no such adapter; there are: {', '.join(known)}"
@@ -85,8 +86,11 @@ def recognised(source: Source, known: Mapping[str, Framework], name: str | None)
 
 
 def line_of(message: str, lines: Mapping[Place, int]) -> int | None:
-    """The line of the key that a message is about: ours, if it names one, and else that whose whole place it names, or
-    which it names first. A name that may be a word of the message counts in quotes only."""
+    """Return the line of the key that a message is about.
+
+    That is our key, if the message names one, else the key whose whole place it names, else the first key it names. A
+    name that may be an ordinary word counts only in quotes.
+    """
     found = []
     for place, line in lines.items():
         if not isinstance(place[-1], str) or place[-1] not in message:
@@ -106,8 +110,8 @@ def dotted(place: Place) -> str:
 
 
 def _repeated(source: Source) -> Iterator[str]:
-    """Notes on keys that are written twice in one mapping, of which YAML takes the last. Raises CannotReadError where
-    one of ours is among them or under them."""
+    """Return notes on keys that are written twice in one mapping, of which YAML uses the last. Raises CannotReadError
+    if one of ours is among them or under them."""
     ours = {
         entry.place[:end] for entry in source.entries if is_like_ours(entry.name) for end in range(len(entry.place) + 1)
     }
@@ -134,7 +138,8 @@ def _stop_if_misplaced(source: Source, framework: Framework, config: Mapping[Any
 
 
 def _as_read(source: Source, framework: Framework) -> dict[Any, Any]:
-    """The configuration of this run as the framework reads it, with its older names of our keys as ours."""
+    """Return the configuration of this run as the framework reads it, with current names for older names of our
+    keys."""
     config = {name: value for name, value in source.config.items() if name not in framework.searched}
     for older, ours in framework.older_names.items():
         value = config.pop(older, None)
@@ -144,7 +149,7 @@ def _as_read(source: Source, framework: Framework) -> dict[Any, Any]:
 
 
 def _why(framework: Framework, config: Mapping[Any, Any], place: Sequence[str]) -> str:
-    """The end of an error: what a place lacks that has the path of a right one."""
+    """Return the end of an error: the key that is missing next to a place with the right path."""
     for known in framework.places:
         for candidate, holder in known.candidates(config):
             if known.beside is not None and list(map(str, candidate)) == list(place):
@@ -154,7 +159,10 @@ def _why(framework: Framework, config: Mapping[Any, Any], place: Sequence[str]) 
 
 
 def _config(source: Source, config: Mapping[Any, Any], place: Place, searched: bool) -> NoiseConfig | None:
-    """searched: whether a search may set alpha, for which the other keys wait."""
+    """Return the noise at a place.
+
+    searched: whether a search may set alpha, so that the other keys may be set without it.
+    """
     mapping = value_at(config, place)
     if not isinstance(mapping, Mapping):
         return None
@@ -168,12 +176,12 @@ def _config(source: Source, config: Mapping[Any, Any], place: Place, searched: b
 
 
 def _first_line(source: Source, place: Place) -> int | None:
-    """The line of the first of our keys in a mapping."""
+    """Return the line of the first of our keys in a mapping."""
     return min((e.line for e in source.entries if e.place[:-1] == place and is_like_ours(e.name)), default=None)
 
 
 def keys_of(source: Source, place: Place) -> dict[str, Any]:
-    """Our keys as they are written at a place, with the line of each."""
+    """Return our keys as written at a place, with the line of each."""
     mapping = value_at(source.config, place)
     lines = {name: source.lines.get((*place, name)) for name in mapping or () if looks_like_ours(name)}
     return {str(name): {"value": mapping[name], "source": f"line {line}"} for name, line in lines.items()}

@@ -1,9 +1,9 @@
-"""Types of options, whose errors say what is expected."""
+"""Types of command-line options with errors that say what is expected."""
 
 import argparse
 import math
 
-_LARGEST = 2**53  # of a count: what a float holds exactly
+_LARGEST = 2**53  # largest count: floats represent integers exactly up to here
 
 
 def count(text: str) -> int:

@@ -1,6 +1,6 @@
-"""Configuration files as `neftune check` reads them: any file, in bounded time and memory, with the line of each key.
+"""Reads a configuration file for `neftune check`, in bounded time and memory, with the line of each key.
 
-The frameworks' own readers are not asked: they expand aliases without a limit, and do not say what they dropped.
+The frameworks' own readers are not used: they expand aliases without a limit, and do not report dropped keys.
 """
 
 import dataclasses
@@ -25,27 +25,27 @@ _MERGE = "tag:yaml.org,2002:merge"
 
 
 class CannotReadError(NEFTuneError):
-    """A file cannot be read as a configuration: the message has the problem and the remedy.
+    """A file cannot be read as a configuration; the message has the problem and the remedy.
 
-    status: 1 where its content is wrong, 2 where there is nothing that could be looked at.
-    line: at which it is.
+    status: 1 if its content is wrong, 2 if it could not be opened.
+    line: line of the problem.
     """
 
     def __init__(self, message: str, *, status: int = 1, line: int | None = None) -> None:
-        super().__init__(message.replace("\n", "\\n").replace("\r", "\\r"))  # of a key's name
+        super().__init__(message.replace("\n", "\\n").replace("\r", "\\r"))  # characters of a key's name
         self.status, self.line = status, line
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A key in a file, as often as it is reached: through an alias or a merge, it is at several places.
+    """A key at one of its places: through an alias or a merge, a key is at several places.
 
-    place: where it is, its own name included.
-    line: at which it is written.
-    mark: at which character of the file, which tells two keys of one line apart.
+    place: path of the key, including its name.
+    line: line in the file.
+    mark: index of its first character in the file, which distinguishes two keys in one line.
     value: its value.
-    lost: whether it has no effect, because it, or a key that it is under, comes again later in the same mapping.
-    again: the line at which the same key comes again.
+    lost: whether it has no effect, because the same mapping repeats it, or a key above it, later.
+    again: line of the repetition.
     """
 
     place: Place
@@ -64,9 +64,9 @@ class Entry:
 class Source:
     """A configuration file that was read.
 
-    config: what is in it.
-    entries: its keys in the order in which they are written, those that are lost included.
-    lines: the line of each key that is not lost, and of each member of a list.
+    config: its content.
+    entries: its keys in the order of the file, including lost ones.
+    lines: line of each key that is not lost, and of each member of a list.
     """
 
     config: Mapping[Any, Any]
@@ -123,18 +123,19 @@ def _decoded(data: bytes, file: Path) -> str:
 
 
 class _Composer:
-    """The nodes of a YAML document, made from its events without recursion. An alias gives the node of its anchor, so
-    that no node is made twice."""
+    """Composes the nodes of a YAML document from its events without recursion. An alias returns the node of its anchor,
+    so that no node is made twice."""
 
     def __init__(self, text: str, *, exponents: bool) -> None:
         self._text, self._exponents = text, exponents
         self._anchors: dict[str, Any] = {}
         self._open: list[Any] = []
-        self._sizes: dict[int, tuple[int, int]] = {}  # values in a finished node, and levels, aliases expanded; by id
+        # By id of a finished node: its number of values and of levels, with aliases expanded.
+        self._sizes: dict[int, tuple[int, int]] = {}
         self._root: Any = None
 
     def root(self) -> Any:
-        """The document's node, which is a mapping."""
+        """Return the document's node, which is a mapping."""
         documents = 0
         try:
             self._loader = yaml.SafeLoader(self._text)
@@ -245,7 +246,7 @@ class _Composer:
 
 
 class _Values:
-    """The values of nodes: those of a node that has aliases are made once."""
+    """Constructs the values of nodes; a node with aliases is constructed once."""
 
     def __init__(self) -> None:
         self._loader = yaml.SafeLoader("")
@@ -277,7 +278,7 @@ class _Values:
 
 
 def pairs(node: Any) -> list[tuple[Any, Any]]:
-    """The pairs of a mapping's node, those that it merges (`<<`) first: its own come after them, and win."""
+    """Return the pairs of a mapping's node, merged ones (`<<`) first, because the mapping's own pairs override them."""
     merged: list[tuple[Any, Any]] = []
     own = []
     for key, value in node.value:
@@ -285,7 +286,7 @@ def pairs(node: Any) -> list[tuple[Any, Any]]:
             own.append((key, value))
             continue
         sources = value.value if isinstance(value, yaml.SequenceNode) else [value]
-        for source in reversed(sources):  # the first wins
+        for source in reversed(sources):  # of several merged mappings the first wins
             if not isinstance(source, yaml.MappingNode):
                 raise CannotReadError(
                     "what << merges is no mapping; give a mapping, or an alias of one", line=_line(key)
@@ -295,7 +296,7 @@ def pairs(node: Any) -> list[tuple[Any, Any]]:
 
 
 def _entries(node: Any, place: Place, values: _Values, lines: dict[Place, int], *, lost: bool) -> Iterator[Entry]:
-    """Of a node at a place; notes their lines too."""
+    """Yield the entries of a node at a place, and record their lines."""
     if isinstance(node, yaml.SequenceNode):
         for number, child in enumerate(node.value):
             if not lost:
@@ -309,7 +310,7 @@ def _entries(node: Any, place: Place, values: _Values, lines: dict[Place, int], 
             here, again = (*place, key.value), None if last[key.value] is key else _line(last[key.value])
             gone = lost or again is not None
             if gone and id(key) not in own:
-                continue  # a mapping that says otherwise than what it merges means it
+                continue  # a mapping may override a key that it merges
             if not gone:
                 lines[here] = _line(key)
             yield Entry(here, _line(key), key.start_mark.index, values.of(value), gone, again)

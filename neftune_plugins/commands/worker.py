@@ -1,4 +1,4 @@
-"""Frameworks in a process of their own: their imports may fail, hang or crash, and they write what they like.
+"""Runs frameworks in a separate process, because their imports may fail, hang, crash or print.
 
 python -m neftune_plugins.commands.worker FILE package.module:function ARGUMENT...   # writes the result to FILE as JSON
 """
@@ -20,13 +20,13 @@ from neftune_plugins.plugins.manager import frameworks
 
 _running: "set[subprocess.Popen[bytes]]" = set()
 
-LONGEST = 600  # seconds; the imports of a framework take up to two minutes on a busy machine with a cold disk
+LONGEST = 600  # seconds; importing a framework takes up to two minutes on a busy machine with a cold disk
 
 
 def call(function: str, *arguments: str) -> Any:
-    """What `package.module:function` returns for these arguments, in a process that reaches no model hub.
+    """Return what `package.module:function` returns for these arguments, in a process without access to a model hub.
 
-    Raises NEFTuneError, with the end of what it wrote, where the process ends without a result or takes too long.
+    Raises NEFTuneError, with the end of its output, if the process ends without a result or takes too long.
     """
     with tempfile.TemporaryDirectory(prefix="neftune-") as folder:
         result = Path(folder) / "result.json"
@@ -38,14 +38,14 @@ def call(function: str, *arguments: str) -> Any:
 
 
 def stop() -> None:
-    """Stop the processes of all calls, with what they have started."""
+    """Stop the processes of all calls, and the processes that they started."""
     for process in list(_running):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
 
 
 def _run(command: list[str], output: Path) -> str:
-    """Run a command to its end. Gives how it ended, with the last line that it wrote."""
+    """Run a command to its end. Returns how it ended, with the last line of its output."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     with output.open("wb") as file:
         process = subprocess.Popen(
@@ -71,7 +71,7 @@ def _run(command: list[str], output: Path) -> str:
 
 
 def imported(name: str) -> Framework:
-    """The framework of that name, after the import of its modules. Raises what the imports raise."""
+    """Import a framework's modules and return the framework. Raises what the imports raise."""
     framework = frameworks()[name]
     for module in framework.modules:
         importlib.import_module(module)

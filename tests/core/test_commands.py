@@ -37,7 +37,7 @@ def test_the_doctor_on_a_healthy_framework(little):
         "little": ("ok", "1.5, tested with <2,>=1"),
         "import": ("ok", "little"),
         "adapter": ("ok", "by hand"),
-        "native hook": ("info", "little:hook, left out where the adapter adds its noise"),
+        "native hook": ("info", "little:hook, off when the adapter adds its noise"),
     }
 
 
@@ -72,7 +72,7 @@ def test_the_doctor_on_an_adapter_that_is_not_active(little):
     status, found = findings(little("patched = False"))
     assert status == 1
     assert "little is not patched" in found["adapter"]["found"]
-    assert found["native hook"]["found"] == "this release has none"
+    assert found["native hook"]["found"] == "this release has no native hook"
 
 
 @pytest.mark.parametrize(

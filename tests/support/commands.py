@@ -128,4 +128,4 @@ def assert_healthy(framework: str) -> None:
     assert (result.returncode, report["status"]) == (0, 0), result.stdout
     found = {finding["what"]: finding for finding in report["findings"] if finding["about"] == framework}
     assert {found[what]["state"] for what in (framework, "import", "adapter")} == {"ok"}
-    assert "left out where the adapter adds its noise" in found["native hook"]["found"]
+    assert "off when the adapter adds its noise" in found["native hook"]["found"]
