@@ -48,9 +48,11 @@ def of_python(text: str) -> str:
 def flowing(text: str) -> str:
     """Joins the lines of each paragraph, because a phrase can continue on the next line.
 
-    Drops comment marks, and quotation marks too: proselint skips what is quoted, and every docstring and message is.
+    Drops comment marks, names of variables, and quotation marks too: proselint skips quoted text, which every docstring
+    and message is.
     """
     text = re.sub(r"(?<!\w)['\"]|['\"](?!\w)", CODE, text)
+    text = re.sub(r"\b[A-Z]+_[A-Z_]+\b", lambda found: CODE * len(found[0]), text)
     text = re.sub(r"(?m)^( *)# ", r"\1  ", text)
     text = re.sub(r"\n(?=[ \t]*\n)", CODE, text)
     return re.sub(r"\n(?= *[^\s#|>*-])", " ", text)
