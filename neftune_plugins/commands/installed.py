@@ -1,4 +1,4 @@
-"""What is installed, and the releases that each framework is tested with, as the packages' own metadata say."""
+"""Read from package metadata what is installed, and which versions each framework is tested with."""
 
 import importlib.metadata
 import re
@@ -12,12 +12,12 @@ from neftune_plugins.plugins.manager import providers
 
 
 def extra(framework: Framework) -> str:
-    """What to give to `pip install` for the framework with its adapter."""
+    """The argument of `pip install` that installs the framework with its adapter."""
     return f"{provider(framework)}[{framework.name}]"
 
 
 def provider(framework: Framework) -> str:
-    """The distribution whose entry point tells of the framework."""
+    """The distribution whose entry point registers the framework."""
     return providers("neftune_frameworks").get(framework.name, OURS)
 
 
@@ -34,7 +34,7 @@ def tested(framework: Framework) -> list[Requirement]:
 
 
 def untested(framework: Framework) -> list[Requirement]:
-    """Those of `tested` that are not met."""
+    """The requirements of `tested` that the installed versions do not meet."""
     return [requirement for requirement in tested(framework) if not _met(requirement)]
 
 
@@ -44,7 +44,7 @@ def _met(requirement: Requirement) -> bool:
 
 
 def pinned_to(distribution: str) -> Iterator[str]:
-    """The installed distributions that go with one release of this one alone, and have to be changed with it."""
+    """The installed distributions that pin this one to an exact version, so that both must be changed together."""
     for other in importlib.metadata.distributions():
         for requirement in map(Requirement, filter(re.compile(rf"{distribution}\b.*==").match, other.requires or ())):
             if requirement.name == distribution and (requirement.marker is None or requirement.marker.evaluate()):
