@@ -84,7 +84,7 @@ class Length:
     """What the length of the answers has to do with a difference of a metric.
 
     longer: by how many tokens the answers are.
-    low, high: the change of the metric that goes with it, an interval for 95 %; None if there are too few runs to fit it.
+    low, high: 95 % interval for the change of the metric that goes with it; None if there are too few runs to fit it.
     alone: whether length alone may explain the difference.
     """
 
