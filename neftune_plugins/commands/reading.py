@@ -27,7 +27,7 @@ _MERGE = "tag:yaml.org,2002:merge"
 class CannotReadError(NEFTuneError):
     """A file cannot be read as a configuration: the message has the problem and the remedy.
 
-    status: exit status of the command: 1 if the content is wrong, 2 if there is no configuration to check.
+    status: exit status of the command: 1 if the content is wrong, 2 if the file has no configuration to check.
     line: line of the problem, from 1; None if it is not known.
     """
 
@@ -151,7 +151,7 @@ class _Composer:
                     )
                 documents += isinstance(event, yaml.DocumentStartEvent)
                 if documents > 1:
-                    problem = "a second YAML document begins here, but a configuration is a single one; remove the ---"
+                    problem = "a second YAML document begins here, but a configuration is a single one; take the --- out"
                     raise CannotReadError(problem, line=_line(event))
                 self._take(event)
         except yaml.MarkedYAMLError as error:
@@ -162,7 +162,7 @@ class _Composer:
             ) from None
         except yaml.reader.ReaderError as error:
             line = self._text.count("\n", 0, error.position) + 1
-            problem = f"this is not text: it has the character U+{error.character:04X}; remove it"
+            problem = f"this is not text: it has the character U+{error.character:04X}; take it out"
             raise CannotReadError(problem, line=line) from None
         if self._root is None:
             raise CannotReadError("the file has only comments; write keys with values", status=2)
@@ -218,7 +218,7 @@ class _Composer:
         size, depth = 1 + sum(size for size, _ in sizes), 1 + max((depth for _, depth in sizes), default=0)
         if size > MOST:
             problem = (
-                f"this has more than {MOST} values with aliases expanded, too many for a configuration; remove some"
+                f"this has more than {MOST} values, aliases expanded; a configuration has fewer: take some out"
             )
             raise CannotReadError(problem, line=_line(node))
         _stop_if_deep(node, depth)
@@ -267,7 +267,7 @@ class _Values:
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node)
         if node.tag not in _COLLECTIONS:
-            raise CannotReadError(f"the YAML tag {node.tag} is not supported; remove it", line=_line(node))
+            raise CannotReadError(f"the YAML tag {node.tag} is not supported; take it out", line=_line(node))
         if isinstance(node, yaml.SequenceNode):
             return [self.of(child) for child in node.value]
         return {self._scalar(key): self.of(value) for key, value in pairs(node)}
@@ -276,7 +276,7 @@ class _Values:
         try:
             return self._loader.construct_object(node)
         except yaml.MarkedYAMLError:
-            raise CannotReadError(f"the YAML tag {node.tag} is not supported; remove it", line=_line(node)) from None
+            raise CannotReadError(f"the YAML tag {node.tag} is not supported; take it out", line=_line(node)) from None
         except (ValueError, OverflowError, LookupError, AttributeError, TypeError):
             kind = node.tag.rpartition(":")[2]
             problem = f"{node.value[:40]!r} is not a valid {kind}, but YAML reads it as one; quote it if it is text"
@@ -325,7 +325,7 @@ def _entries(node: Any, place: Place, values: _Values, lines: dict[Place, int], 
 
 def _stop_if_deep(node: Any, depth: int) -> None:
     if depth > DEEPEST:
-        problem = f"more than {DEEPEST} levels of nesting, too many for a configuration; remove some"
+        problem = f"more than {DEEPEST} levels of nesting; a configuration has fewer: take some out"
         raise CannotReadError(problem, line=_line(node))
 
 
