@@ -1,4 +1,4 @@
-"""`neftune check`: validates a configuration file with its framework's own code, without loading the model."""
+"""`neftune check`: validate configuration files with their framework, without loading the model."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ _UNIFORM = 3**-0.5  # root mean square of the native hook's noise, in units of a
 
 @dataclasses.dataclass(frozen=True)
 class _Read:
-    """A file whose text has no wrong key."""
+    """A file whose text has no errors in our keys."""
 
     file: Path
     framework: Framework
@@ -30,7 +30,7 @@ class _Read:
 
 
 def check(files: Sequence[Path], framework: str | None, lengths: Sequence[int]) -> list[Checked]:
-    """Check files, those of one framework in one process.
+    """Check files. The files of one framework are validated in one process.
 
     framework: its name, or None to recognise it from each file.
     lengths: lengths L of examples, in tokens, for which the noise is printed.
@@ -49,7 +49,7 @@ def check(files: Sequence[Path], framework: str | None, lengths: Sequence[int]) 
 
 
 def _read(file: Path, name: str | None) -> _Read:
-    """Read a file. Raises CannotReadError if it is wrong, or if its framework is not installed."""
+    """Raises CannotReadError if the file is wrong, or its framework is not recognised or not installed."""
     source = reading.read(file)
     framework = judgement.recognised(source, _able(), name)
     if framework.exponents:
@@ -66,14 +66,15 @@ def _able() -> dict[str, Framework]:
 def _stop_if_missing(framework: Framework) -> None:
     if version(framework.distribution) is None:
         raise reading.CannotReadError(
-            f'it is of {framework.name}, which is not installed: pip install "{installed.extra(framework)}"; '
-            "--quick checks our keys without it",
+            f"this is a configuration of {framework.name}, which is not installed; run "
+            f'pip install "{installed.extra(framework)}", '
+            "or check only our keys with --quick",
             status=2,
         )
 
 
 def _validated(name: str, mine: Sequence[_Read], lengths: Sequence[int]) -> dict[Path, Checked]:
-    """Return what a framework's own validation finds in its files."""
+    """The results of a framework's own validation of its files."""
     shown = f"{name} {version(frameworks()[name].distribution)}"
     try:
         with waiting(f"checking with {shown}"):
@@ -94,9 +95,9 @@ def _validated(name: str, mine: Sequence[_Read], lengths: Sequence[int]) -> dict
 
 
 def framework_of(file: Path, name: str | None) -> Framework:
-    """Return the framework of a configuration file, by its name or by the file's keys.
+    """The framework of a configuration file: the named one, or the one recognised from the file's keys.
 
-    Raises NEFTuneError if there is none, or if it is not installed.
+    Raises NEFTuneError if no framework fits or it is not installed.
     """
     try:
         framework = judgement.recognised(reading.read(file), _able(), name)
@@ -107,7 +108,7 @@ def framework_of(file: Path, name: str | None) -> Framework:
 
 
 def probe(name: str, *files: str) -> list[dict[str, Any]]:
-    """Return for each file the models that the framework finds in it, as dicts, or the problem."""
+    """Validate each file with the framework. Returns for each a dict with `models` or with `problem`."""
     framework = worker.imported(name)
     assert framework.check is not None
     answers: list[dict[str, Any]] = []
@@ -116,7 +117,9 @@ def probe(name: str, *files: str) -> list[dict[str, Any]]:
             models = framework.check(Path(file))
             if any(resolve(model.keys) is not None for model in models):
                 if not enabled():
-                    raise NoiseNotAppliedError(f"{VARIABLE}=0: this package is off; unset {VARIABLE}")
+                    raise NoiseNotAppliedError(
+                        f"{VARIABLE}=0 turns this package off, so no noise would be added; unset {VARIABLE}"
+                    )
                 framework.adapter()
             answers.append({"models": [dataclasses.asdict(model) for model in models]})
         except (Exception, SystemExit) as error:
@@ -125,7 +128,7 @@ def probe(name: str, *files: str) -> list[dict[str, Any]]:
 
 
 def _message(error: BaseException) -> str:
-    """Return our error if the framework wrapped it in its own, else the framework's."""
+    """The message of our own error, even if the framework wrapped it; otherwise the framework's message."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, NEFTuneError):

@@ -1,4 +1,4 @@
-"""Prints what `neftune check` found, as text or JSON."""
+"""The results of `neftune check`, as text and as JSON."""
 
 import dataclasses
 import unicodedata
@@ -12,13 +12,16 @@ from neftune_plugins.commands.terminal import coloured, table
 class Checked:
     """The result for one configuration file.
 
-    framework: its name, with the version if the framework validated the file; None if it was not recognised.
-    status: 0 right, 1 wrong, 2 could not be checked, because the framework is not installed or was not recognised.
-    problem: the problem and its remedy, if there is one.
-    line: line of the problem in the file.
-    notes: remarks on things that are not wrong.
+    file: path, as it was given.
+    framework: name of the framework, with its version if it validated the file; None if it was not recognised.
+    status: 0 if the file is correct, 1 if it is wrong, 2 if it could not be checked because its framework is not
+        recognised, not installed or broken.
+    problem: error message with its remedy; empty if status is 0.
+    line: line of the file that has the problem, from 1; None if it is not known.
+    notes: remarks that are not errors.
     quick: whether only our keys were checked.
-    models: as `check.described` returns them; after a quick check only `place`, `keys`, and whether there is `noise`.
+    models: one entry per model, see `check.described`; after a quick check each has `place`, `keys` and `noise`
+        (whether noise is asked for).
     """
 
     file: str
@@ -59,7 +62,7 @@ def _notes(result: Checked) -> list[str]:
 
 
 def printable(text: str) -> str:
-    """Escape control characters from a file or its name, so that a terminal does not execute them."""
+    """The text with control characters escaped, because a terminal would execute them."""
     return "".join(
         char if char == "\n" or unicodedata.category(char) not in ("Cc", "Cs") else repr(char)[1:-1] for char in text
     )
@@ -84,7 +87,7 @@ def _report_model(model: Mapping[str, Any]) -> list[str]:
     if not model["keys"]:
         return [f"{model['model']}{where}: no noise, neftune_noise_alpha is not set or 0"]
     native = [norm["native"] for norm in model["lengths"]]
-    heading = "native hook" if native[0] is not None else "native hook: not there"
+    heading = "native hook" if native[0] is not None else "native hook (none)"
     norms = [("tokens L", "noise", heading)]
     norms += [
         (str(norm["L"]), f"{norm['noise']:.4f}", "none" if norm["native"] is None else f"{norm['native']:.4f}")
@@ -93,7 +96,7 @@ def _report_model(model: Mapping[str, Any]) -> list[str]:
     longest = max(norm["L"] for norm in model["lengths"])
     return [
         f"The noise is added to the output of the input embedding of {model['model']}{where},",
-        f"which is found when the model is loaded{'' if native[0] is None else '. The native hook is left out'}.",
+        f"found when the model is loaded{'' if native[0] is None else '. The native hook is turned off'}.",
         "",
         _rows(model),
         "",
@@ -108,7 +111,7 @@ def _over_the_run(model: Mapping[str, Any]) -> list[str]:
     alphas = [f"{alpha:.4g}" for alpha in model["alphas"]]
     if len(set(alphas)) == 1:
         return []
-    return ["", f"These are of the first step. Alpha after each quarter of the run: {', '.join(alphas[1:])}."]
+    return ["", f"The table shows the first step. Alpha after each quarter of the run: {', '.join(alphas[1:])}."]
 
 
 def _shown(value: object) -> str:

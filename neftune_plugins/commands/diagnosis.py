@@ -1,6 +1,6 @@
-"""The findings of `neftune doctor`, as text and JSON, and the diagnosis of torch.
+"""The findings of `neftune doctor` as text and as JSON, and the check of torch, which all other checks need.
 
-This module does not need torch, so that it works in an environment where torch does not load.
+This module does not import torch at its top level, so that it can report a torch that does not load.
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ OURS = "neftune-plugins"
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One finding.
+    """The result of one check.
 
-    about: the framework, or `environment`.
-    what: the part that was examined, such as `version`.
-    found: the result.
-    state: `ok`, `wrong`, or `info` for a fact that is neither.
-    remedy: what to do if the state is `wrong`.
+    about: name of the framework that was checked, or `environment`.
+    what: name of the check, such as `torch` or `import`.
+    found: the result in words, such as a version or an error message.
+    state: `ok`, `wrong`, or `info` for a result that cannot be wrong.
+    remedy: what to do if the state is `wrong`, such as a pip command; how to install a framework that is not installed.
     """
 
     about: str
@@ -35,7 +35,7 @@ class Finding:
 
 
 def version(distribution: str) -> str | None:
-    """Return the installed version, or None."""
+    """The installed version of a distribution; None if it is not installed."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -43,12 +43,12 @@ def version(distribution: str) -> str | None:
 
 
 def ground() -> list[Finding]:
-    """Examine this package, Python, and torch, which this imports."""
+    """Findings about this package, Python and torch. Imports torch."""
     torch = version("torch")
     try:
         with waiting("importing torch"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns if numpy is not installed
-            from torch import Tensor  # noqa: F401  (`import torch` also succeeds on the folder of a half-removed torch)
+            from torch import Tensor  # noqa: F401  (`import torch` alone succeeds on the folder that a broken installation leaves)
     except Exception as error:
         exact = "torch" if torch is None else f'"torch=={torch}"'
         found, remedy = f"{torch} does not load: {one_line(error)}", f"pip install --force-reinstall {exact}"
@@ -63,7 +63,7 @@ def ground() -> list[Finding]:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the error on one line, with the package that raised it."""
+    """The error on one line, after the name of the package that raised it."""
     origin = ""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         package = frame.f_globals.get("__name__", "").split(".")[0]
@@ -73,7 +73,7 @@ def one_line(error: BaseException) -> str:
 
 
 def status(findings: Sequence[Finding]) -> int:
-    """Return the exit status: 0 everything works, 1 something is wrong, 2 no framework is installed."""
+    """Exit status: 0 if everything installed works, 1 if something is wrong, 2 if no framework is installed."""
     if any(finding.state == "wrong" for finding in findings):
         return 1
     return 0 if {finding.about for finding in findings if finding.state == "ok"} - {"environment"} else 2
@@ -94,7 +94,7 @@ def report(findings: Sequence[Finding]) -> str:
     wrong = sum(finding.state == "wrong" for finding in findings)
     absent = {finding.about: finding.remedy for finding in findings if finding.found == "not installed"}
     conclusion = {
-        0: coloured("All that is installed works.", "green"),
+        0: coloured("Everything that is installed works.", "green"),
         1: coloured(f"{wrong} {'thing is' if wrong == 1 else 'things are'} wrong.", "red"),
         2: "No training framework is installed. Install one with its adapter: " + " or ".join(absent.values()),
     }

@@ -1,4 +1,4 @@
-"""`neftune doctor`: examines what is installed, and says how to repair what does not work."""
+"""`neftune doctor`: check what is installed, and say how to repair what does not work."""
 
 import dataclasses
 import importlib
@@ -23,10 +23,10 @@ _TORCHS_VARIABLE = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 
 
 def doctor() -> list[Finding]:
-    """Examine everything. A broken part is a finding, never an exception."""
+    """Run all checks. Broken packages become findings, not exceptions."""
     findings = list(_environment())
     if any(finding.state == "wrong" and finding.what == "plugin" for finding in findings):
-        return findings  # without plugins there are no frameworks either
+        return findings  # a broken plugin prevents all registrations, so no framework is known
     findings += _kernels()
     known = list(frameworks().values())
     present = [framework for framework in known if version(framework.distribution) is not None]
@@ -59,8 +59,7 @@ def _reinstall(framework: Framework, untested: Sequence[Requirement]) -> str:
 
 
 def _with_remedy(finding: Finding, repairs: Sequence[str]) -> Finding:
-    """Compare the installed releases with the tested ones. An untested release is the most likely cause of a failure,
-    also in other packages."""
+    """Add the remedy. An unsupported version is the likeliest cause of any problem, also in other packages."""
     if finding.state != "wrong" or finding.remedy:
         return finding
     if repairs:
@@ -79,11 +78,11 @@ def _environment() -> Iterator[Finding]:
 
 
 def _off(variable: str) -> Finding | None:
-    """Say what an environment variable switches off: ours with 0, torch's with any value except 1."""
+    """A finding if an environment variable turns the autoload off: ours with 0, torch's with any value except 1."""
     value = os.environ.get(variable, "1")
     if value == "1" or (variable == VARIABLE and value != "0"):
         return None
-    why = "" if value == "0" else ", and torch takes everything but 1 as off"
+    why = "" if value == "0" else ", and torch treats every value except 1 as off"
     return Finding("environment", "autoload", f"off: {variable}={value}{why}", "wrong", f"unset {variable}")
 
 
@@ -100,19 +99,21 @@ def _plugins() -> Iterator[Finding]:
         try:
             frameworks()
             yield Finding("environment", "noise types", ", ".join(noise_types()))
-        except Exception as error:  # each loads, but provides something wrong, or a name that another provides
+        except Exception as error:  # each plugin loads, but registers a wrong or duplicate object
             problems.append((one_line(error), " or ".join(sorted({*owners.values()} - {OURS}))))
     for found, owner in problems:
         yield Finding("environment", "plugin", found, "wrong", f"update it, or pip uninstall {owner}")
 
 
 def _kernels() -> list[Finding]:
-    """Find which code adds the noise on each device of this machine, by trying the paper's noise in bfloat16."""
+    """Which implementation adds the noise on each device of this machine, tried with uniform noise in bfloat16."""
     import torch
 
     from neftune_plugins.noise import add_noise_, kernels
 
-    logging.getLogger("neftune_plugins").setLevel(logging.ERROR)  # here a kernel that fails is a finding, not a warning
+    logging.getLogger("neftune_plugins").setLevel(
+        logging.ERROR
+    )  # a kernel that fails is a finding, so do not also log a warning
     devices = ["cpu"]
     if torch.accelerator.is_available():
         devices.append(str(torch.accelerator.current_accelerator()))
@@ -122,15 +123,14 @@ def _kernels() -> list[Finding]:
         one_N = torch.ones(1, device=device)
         add_noise_(x_ND, one_N.to(torch.int64), one_N, noise_types()["uniform"])
         choices = [choice for key, choice in kernels.chosen().items() if torch.device(key[0]).type == x_ND.device.type]
-        reason = f"switched off by {kernels.VARIABLE}" if not choices else choices[-1].reason
+        reason = f"turned off by {kernels.VARIABLE}" if not choices else choices[-1].reason
         path = "plain" if not choices else choices[-1].path
         found.append(Finding("environment", f"noise on {device}", f"{path}: {reason}", "info"))
     return found
 
 
 def _torchaudio() -> list[Finding]:
-    """Examine torchaudio, which loads with one version of torch only. Ludwig, LLaMA-Factory and transformers import it
-    if it is installed."""
+    """Check torchaudio if it is installed: each version works with one torch version, and the frameworks import it."""
     if version(_AUDIO) is None:
         return []
     try:
@@ -149,7 +149,7 @@ def _probe(name: str) -> list[Finding]:
 
 
 def import_problem(module: str) -> str:
-    """Return why a module cannot be imported; empty if it can."""
+    """The error of importing a module; empty if the import succeeds."""
     try:
         importlib.import_module(module)
     except Exception as error:
@@ -158,7 +158,7 @@ def import_problem(module: str) -> str:
 
 
 def probe(name: str) -> list[dict[str, str]]:
-    """Return the findings, as dicts, that need a process with the framework imported."""
+    """Findings, as dicts, that need the framework to be imported; runs in a separate process."""
     try:
         framework = worker.imported(name)
     except Exception as error:
@@ -166,14 +166,14 @@ def probe(name: str) -> list[dict[str, str]]:
     findings = [{"about": name, "what": "import", "found": ", ".join(framework.modules), "state": "ok"}]
     try:
         if not enabled():
-            raise NEFTuneError(f"{VARIABLE}=0: the framework runs without this package")
+            raise NEFTuneError(f"{VARIABLE}=0 turns this package off, so no noise is added")
         findings.append({"about": name, "what": "adapter", "found": framework.adapter(), "state": "ok"})
     except Exception as error:
         remedy = {} if enabled() else {"remedy": f"unset {VARIABLE}"}
         findings.append({"about": name, "what": "adapter", "found": one_line(error), "state": "wrong", **remedy})
     if framework.native:
         native = next(filter(_exists, framework.native), None)
-        found = f"{native}, off when the adapter adds its noise" if native else "this release has no native hook"
+        found = f"{native}, turned off while the adapter adds its noise" if native else "this version has none"
         findings.append({"about": name, "what": "native hook", "found": found, "state": "info"})
     return findings
 

@@ -1,4 +1,4 @@
-"""Ends a command with a status and at most one line if it is interrupted or its output cannot be written."""
+"""End a command with at most one line and an exit status if it is interrupted or cannot write its output."""
 
 import os
 import signal
@@ -15,11 +15,9 @@ CLOSED_PIPE = 128 + signal.SIGPIPE
 
 @contextmanager
 def ended_well() -> Iterator[None]:
-    """Exit with 130 after Ctrl-C, with 141 if the reader of a pipe has closed it, and with 2 and a message if standard
-    output cannot be written.
-
-    Errors of writing to standard error are ignored. Characters outside the output's encoding are written as escapes.
-    """
+    """Exits with 130 after Ctrl-C, 141 if the reader closed the pipe, and 2 with a message if standard output cannot
+    be written. Errors of writing to standard error are ignored, because they cannot be reported anywhere. Characters
+    that the output's encoding does not have are written as escapes."""
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = _Output(streams[0], vital=True), _Output(streams[1], vital=False)
     try:
@@ -36,7 +34,7 @@ def ended_well() -> Iterator[None]:
 
 
 class _Output:
-    """A stream that handles errors of writing by itself."""
+    """A stream that ends the command if a `vital` output cannot be written, and ignores the error otherwise."""
 
     def __init__(self, stream: Any, *, vital: bool) -> None:
         self._stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115  (None: closed by the shell)
@@ -61,12 +59,15 @@ class _Output:
             self._lost(error)
 
     def _lost(self, error: OSError) -> None:
-        # The rest of its buffer would fail again when Python ends.
+        # Python flushes the buffer at exit, which would fail again.
         with suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), self._stream.fileno())
         if not self._vital:
             return
         if isinstance(error, BrokenPipeError):
             sys.exit(CLOSED_PIPE)
-        print(f"neftune: the output cannot be written: {error.strerror}", file=sys.stderr)
+        print(
+            f"neftune: the output cannot be written: {error.strerror}; free space, or write it elsewhere",
+            file=sys.stderr,
+        )
         sys.exit(UNWRITABLE)

@@ -1,4 +1,4 @@
-"""Reads from the packages' metadata what is installed, and which releases each framework is tested with."""
+"""Read from package metadata what is installed, and which versions each framework is tested with."""
 
 import importlib.metadata
 import re
@@ -12,12 +12,12 @@ from neftune_plugins.plugins.manager import providers
 
 
 def extra(framework: Framework) -> str:
-    """Return the argument of `pip install` for the framework with its adapter."""
+    """The argument of `pip install` that installs the framework with its adapter."""
     return f"{provider(framework)}[{framework.name}]"
 
 
 def provider(framework: Framework) -> str:
-    """Return the distribution whose entry point provides the framework."""
+    """The distribution whose entry point registers the framework."""
     return providers("neftune_frameworks").get(framework.name, OURS)
 
 
@@ -34,7 +34,7 @@ def tested(framework: Framework) -> list[Requirement]:
 
 
 def untested(framework: Framework) -> list[Requirement]:
-    """Return the requirements among `tested` that the installation does not meet."""
+    """The requirements of `tested` that the installed versions do not meet."""
     return [requirement for requirement in tested(framework) if not _met(requirement)]
 
 
@@ -44,7 +44,7 @@ def _met(requirement: Requirement) -> bool:
 
 
 def pinned_to(distribution: str) -> Iterator[str]:
-    """Return the installed distributions that require exactly this release of a distribution, and change with it."""
+    """The installed distributions that pin this one to an exact version, so that both must be changed together."""
     for other in importlib.metadata.distributions():
         for requirement in map(Requirement, filter(re.compile(rf"{distribution}\b.*==").match, other.requires or ())):
             if requirement.name == distribution and (requirement.marker is None or requirement.marker.evaluate()):

@@ -1,5 +1,8 @@
-"""Judges a configuration file by its text and the framework's description: the framework it belongs to, and whether our
-keys are in the right places, spelt right, written once, have valid values, and belong to a run that trains."""
+"""Check the text of a configuration file against the description of its framework.
+
+The checks: which framework the file is for; whether our keys are in the right places, spelt correctly, not repeated,
+and valid; and whether the run trains at all.
+"""
 
 import dataclasses
 import difflib
@@ -26,10 +29,10 @@ _ALPHA = "neftune_noise_alpha"
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """A file whose keys are right.
+    """A file without errors in our keys.
 
-    configs: the noise for each place of our keys; None without noise.
-    notes: remarks for the author of the file.
+    configs: the noise configuration at each place that may have our keys; None if no noise is asked for there.
+    notes: remarks that are not errors.
     """
 
     configs: Mapping[Place, NoiseConfig | None]
@@ -37,7 +40,7 @@ class Judged:
 
 
 def judge(source: Source, framework: Framework) -> Judged:
-    """Check our keys in a framework's file. Raises CannotReadError, with the line, for a wrong key."""
+    """Check our keys in a framework's file. Raises CannotReadError, with the line, for the first error."""
     notes = list(_repeated(source))
     config = _as_read(source, framework)
     _stop_if_misplaced(source, framework, config)
@@ -45,14 +48,13 @@ def judge(source: Source, framework: Framework) -> Judged:
     configs = {place: _config(source, config, place, searched) for place in framework.places_in(config)}
     wanted = next((place for place, config in configs.items() if config is not None), None)
     if wanted is not None and (reason := framework.no_training(source.config)):
-        problem = f"{_ALPHA} has no effect, because nothing trains: {reason}, or take the key out"
+        problem = f"{_ALPHA} has no effect, because nothing trains: {reason}, or remove the key"
         raise CannotReadError(problem, line=_first_line(source, wanted))
     return Judged(configs, notes)
 
 
 def check_type_by_name(source: Source, judged: Judged) -> list[str]:
-    """Return notes on noise types that are not built in, without loading plugins. Raises CannotReadError for a misspelt
-    type."""
+    """Notes on noise types that are not built in, without loading plugins. Raises CannotReadError for a misspelling."""
     notes = []
     for place, config in judged.configs.items():
         if config is None or config.type in BUILT_IN_TYPES:
@@ -68,10 +70,10 @@ def check_type_by_name(source: Source, judged: Judged) -> list[str]:
 
 
 def recognised(source: Source, known: Mapping[str, Framework], name: str | None) -> Framework:
-    """Return the framework of that name, or the one that a file's keys indicate. Raises CannotReadError if unclear."""
+    """The named framework, or the one whose keys the file has. Raises CannotReadError unless exactly one fits."""
     if name is not None:
         if name not in known:
-            problem = f"--framework {name}: there is no such adapter; there are: {', '.join(known)}"
+            problem = f"--framework {name}: there is no such adapter; choose one of: {', '.join(known)}"
             raise CannotReadError(problem, status=2)
         return known[name]
     fitting = [one for one in known.values() if any(sign <= source.config.keys() for sign in one.signs)]
@@ -80,16 +82,16 @@ def recognised(source: Source, known: Mapping[str, Framework], name: str | None)
             f"{one.name} has " + " or ".join(" and ".join(sorted(sign)) for sign in one.signs)
             for one in fitting or known.values()
         )
-        of = "more than one framework" if fitting else "no framework"
-        raise CannotReadError(f"by its keys it is of {of} ({signs}); say which with --framework NAME", status=2)
+        of = "more than one framework" if fitting else "no known framework"
+        raise CannotReadError(f"the keys fit {of} ({signs}); name it with --framework NAME", status=2)
     return fitting[0]
 
 
 def line_of(message: str, lines: Mapping[Place, int]) -> int | None:
-    """Return the line of the key that a message is about.
+    """The line of the key that a message is about.
 
-    That is our key, if the message names one, else the key whose whole place it names, else the first key it names. A
-    name that may be an ordinary word counts only in quotes.
+    This is one of our keys if the message names one, otherwise the key whose full path it begins with, otherwise the
+    key that it names first. A name without underscores must be in quotes, because it may be an ordinary word.
     """
     found = []
     for place, line in lines.items():
@@ -110,8 +112,8 @@ def dotted(place: Place) -> str:
 
 
 def _repeated(source: Source) -> Iterator[str]:
-    """Return notes on keys that are written twice in one mapping, of which YAML uses the last. Raises CannotReadError
-    if one of ours is among them or under them."""
+    """Notes on keys that are repeated in one mapping, of which YAML uses the last. Raises CannotReadError if such a
+    key is ours or contains ours."""
     ours = {
         entry.place[:end] for entry in source.entries if is_like_ours(entry.name) for end in range(len(entry.place) + 1)
     }
@@ -119,9 +121,9 @@ def _repeated(source: Source) -> Iterator[str]:
         if entry.again is None:
             continue
         where = f" in {dotted(entry.place[:-1])}" if entry.place[1:] else ""
-        said = f"{entry.name} is there twice{where}, in lines {entry.line} and {entry.again}; YAML takes the last"
+        said = f"{entry.name} is written twice{where}, in lines {entry.line} and {entry.again}; YAML uses the last"
         if entry.place in ours:
-            raise CannotReadError(f"{said} and silently drops the first: keep one of them", line=entry.again)
+            raise CannotReadError(f"{said} and silently drops the first; remove one of them", line=entry.again)
         yield said
 
 
@@ -138,8 +140,7 @@ def _stop_if_misplaced(source: Source, framework: Framework, config: Mapping[Any
 
 
 def _as_read(source: Source, framework: Framework) -> dict[Any, Any]:
-    """Return the configuration of this run as the framework reads it, with current names for older names of our
-    keys."""
+    """The configuration as the framework reads it, with the older names of our keys replaced by the current ones."""
     config = {name: value for name, value in source.config.items() if name not in framework.searched}
     for older, ours in framework.older_names.items():
         value = config.pop(older, None)
@@ -149,7 +150,7 @@ def _as_read(source: Source, framework: Framework) -> dict[Any, Any]:
 
 
 def _why(framework: Framework, config: Mapping[Any, Any], place: Sequence[str]) -> str:
-    """Return the end of an error: the key that is missing next to a place with the right path."""
+    """The end of an error about a place with the right path: the neighbouring key that has another value."""
     for known in framework.places:
         for candidate, holder in known.candidates(config):
             if known.beside is not None and list(map(str, candidate)) == list(place):
@@ -159,9 +160,9 @@ def _why(framework: Framework, config: Mapping[Any, Any], place: Sequence[str]) 
 
 
 def _config(source: Source, config: Mapping[Any, Any], place: Place, searched: bool) -> NoiseConfig | None:
-    """Return the noise at a place.
+    """The noise configuration at a place.
 
-    searched: whether a search may set alpha, so that the other keys may be set without it.
+    searched: whether a hyperparameter search may set alpha, so that the other keys are valid without it.
     """
     mapping = value_at(config, place)
     if not isinstance(mapping, Mapping):
@@ -176,12 +177,12 @@ def _config(source: Source, config: Mapping[Any, Any], place: Place, searched: b
 
 
 def _first_line(source: Source, place: Place) -> int | None:
-    """Return the line of the first of our keys in a mapping."""
+    """The line of our first key in the mapping at a place."""
     return min((e.line for e in source.entries if e.place[:-1] == place and is_like_ours(e.name)), default=None)
 
 
 def keys_of(source: Source, place: Place) -> dict[str, Any]:
-    """Return our keys as written at a place, with the line of each."""
+    """Our keys at a place: the value as written, and the line of each."""
     mapping = value_at(source.config, place)
     lines = {name: source.lines.get((*place, name)) for name in mapping or () if looks_like_ours(name)}
     return {str(name): {"value": mapping[name], "source": f"line {line}"} for name, line in lines.items()}

@@ -13,7 +13,9 @@ def count(text: str) -> int:
     except ValueError:
         number = 0
     if not 1 <= number <= _LARGEST:
-        raise argparse.ArgumentTypeError(f"{shortened(text)} is no count; give a whole number of 1 or more, such as 4")
+        raise argparse.ArgumentTypeError(
+            f"{shortened(text)} is not a count; give a whole number of 1 or more, such as 4"
+        )
     return number
 
 
@@ -22,7 +24,7 @@ def counts(text: str) -> tuple[int, ...]:
     try:
         return tuple(map(count, text.split(",")))
     except argparse.ArgumentTypeError:
-        problem = f"{shortened(text)} is no list of counts; give whole numbers of 1 or more, such as 32,128"
+        problem = f"{shortened(text)} is not a list of counts; give whole numbers of 1 or more, such as 32,128"
         raise argparse.ArgumentTypeError(problem) from None
 
 
@@ -33,7 +35,7 @@ def number(text: str) -> float:
     except ValueError:
         found = math.nan
     if not math.isfinite(found):
-        raise argparse.ArgumentTypeError(f"{shortened(text)} is no number; give a finite number, such as 5")
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is not a number; give a finite number, such as 5")
     return found
 
 

@@ -1,4 +1,4 @@
-"""`neftune check --quick`: checks only our keys, by the text of the file. Imports neither a framework nor torch."""
+"""`neftune check --quick`: check only our keys, from the text of the file, without a framework or torch."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from neftune_plugins.commands.checked import Checked
 from neftune_plugins.config import is_like_ours
 from neftune_plugins.plugins.framework import Framework
 
-# A name in a file that need not be YAML; none of our keys is shorter.
+# A key in a file that need not be YAML. None of our keys is shorter.
 _KEY = re.compile(rb"([A-Za-z_]\w{8,40})[\"']?\s*:")
 
 
@@ -18,9 +18,9 @@ def quick(
 ) -> list[Checked]:
     """Check our keys in files.
 
-    frameworks: the frameworks that a file may belong to, by name.
-    framework: its name, or None to recognise it from each file.
-    ignore_others: accept any file that has none of our keys.
+    frameworks: the frameworks to recognise, by name.
+    framework: name of the files' framework; None to recognise it from each file.
+    ignore_others: accept every file that has none of our keys, even if it is not a configuration.
     """
     known = {one.name: one for one in frameworks.values() if one.signs}
     return [_quick(file, known, framework, ignore_others) for file in files]
@@ -53,7 +53,7 @@ def _quick(file: Path, known: Mapping[str, Framework], name: str | None, ignore_
 
 
 def _has_ours(file: Path) -> bool:
-    """Whether a file, which need not be YAML, may have one of our keys or a misspelt one, or cannot be read."""
+    """Whether a file, YAML or not, has one of our keys or a misspelt one. True if it cannot be read."""
     if not file.is_file():
         return False
     try:

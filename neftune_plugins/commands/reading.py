@@ -1,6 +1,6 @@
-"""Reads a configuration file for `neftune check`, in bounded time and memory, with the line of each key.
+"""Read configuration files for `neftune check`: any file, in bounded time and memory, with the line of each key.
 
-The frameworks' own readers are not used: they expand aliases without a limit, and do not report dropped keys.
+The frameworks' own readers do not fit: they expand aliases without a limit, and do not report the keys that they drop.
 """
 
 import dataclasses
@@ -27,25 +27,25 @@ _MERGE = "tag:yaml.org,2002:merge"
 class CannotReadError(NEFTuneError):
     """A file cannot be read as a configuration; the message has the problem and the remedy.
 
-    status: 1 if its content is wrong, 2 if it could not be opened.
-    line: line of the problem.
+    status: exit status of the command: 1 if the content is wrong, 2 if the file has no configuration to check.
+    line: line of the problem, from 1; None if it is not known.
     """
 
     def __init__(self, message: str, *, status: int = 1, line: int | None = None) -> None:
-        super().__init__(message.replace("\n", "\\n").replace("\r", "\\r"))  # characters of a key's name
+        super().__init__(message.replace("\n", "\\n").replace("\r", "\\r"))  # a key's name may have line breaks
         self.status, self.line = status, line
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A key at one of its places: through an alias or a merge, a key is at several places.
+    """A key of a file at one place. A key that an alias or a merge repeats has an entry for each place.
 
-    place: path of the key, including its name.
-    line: line in the file.
-    mark: index of its first character in the file, which distinguishes two keys in one line.
-    value: its value.
-    lost: whether it has no effect, because the same mapping repeats it, or a key above it, later.
-    again: line of the repetition.
+    place: path of the key from the top level, including its own name.
+    line: line that contains the key, from 1.
+    mark: offset of the key in the file, in characters, which distinguishes two keys of one line.
+    value: the value of the key.
+    lost: whether the key has no effect, because it or one of its parents is repeated later in the same mapping.
+    again: line of that repetition; None if the key itself is not repeated.
     """
 
     place: Place
@@ -66,7 +66,7 @@ class Source:
 
     config: its content.
     entries: its keys in the order of the file, including lost ones.
-    lines: line of each key that is not lost, and of each member of a list.
+    lines: the line of each key that is not lost, and of each list item, from 1.
     """
 
     config: Mapping[Any, Any]
@@ -77,7 +77,7 @@ class Source:
 def read(file: Path, *, exponents: bool = False) -> Source:
     """Read a YAML or JSON file. Raises CannotReadError.
 
-    exponents: whether 1e5 is a number, as in YAML 1.2.
+    exponents: whether to read 1e5 as a number, as YAML 1.2 does.
     """
     root = _Composer(_text(file), exponents=exponents).root()
     values = _Values()
@@ -90,19 +90,19 @@ def _text(file: Path) -> str:
     try:
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             raise CannotReadError(f"this is {kind}; give a configuration file, in YAML or JSON", status=2)
         with file.open("rb") as opened:
             data = opened.read(LARGEST + 1)
     except FileNotFoundError:
         raise CannotReadError("there is no such file; check the name and the folder", status=2) from None
     except PermissionError:
-        raise CannotReadError("this file may not be read; change its permissions (chmod u+r)", status=2) from None
+        raise CannotReadError("there is no permission to read this file; change it with chmod u+r", status=2) from None
     except (OSError, ValueError) as error:
         problem = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise CannotReadError(f"the file cannot be read: {problem}; check its name", status=2) from None
     if len(data) > LARGEST:
-        problem = f"the file is larger than {LARGEST // 1024} KiB, and no configuration; give the configuration itself"
+        problem = f"the file is larger than {LARGEST // 1024} KiB, too large for a configuration; check the file's name"
         raise CannotReadError(problem, status=2)
     return _decoded(data, file)
 
@@ -118,20 +118,21 @@ def _decoded(data: bytes, file: Path) -> str:
         raise CannotReadError(problem, line=line) from None
     if not text.strip("\ufeff \t\r\n"):
         raise CannotReadError("the file is empty; a configuration has keys with values", status=2)
-    # JSON is YAML, except for tabs between its parts; within its strings there are none.
+    # YAML reads JSON, except for tabs, which JSON allows outside strings only.
     return text.replace("\t", " ") if file.suffix == ".json" else text
 
 
 class _Composer:
-    """Composes the nodes of a YAML document from its events without recursion. An alias returns the node of its anchor,
-    so that no node is made twice."""
+    """Builds the nodes of a YAML document from its events, without recursion. An alias refers to the node of its
+    anchor, so no node is built twice."""
 
     def __init__(self, text: str, *, exponents: bool) -> None:
         self._text, self._exponents = text, exponents
         self._anchors: dict[str, Any] = {}
         self._open: list[Any] = []
-        # By id of a finished node: its number of values and of levels, with aliases expanded.
-        self._sizes: dict[int, tuple[int, int]] = {}
+        self._sizes: dict[
+            int, tuple[int, int]
+        ] = {}  # by id of a finished node: values and levels with aliases expanded
         self._root: Any = None
 
     def root(self) -> Any:
@@ -144,17 +145,20 @@ class _Composer:
                 event = self._loader.get_event()
                 events += 1
                 if events > 2 * MOST:
-                    raise CannotReadError(f"the file has more than {MOST} values, and is no configuration", status=2)
+                    raise CannotReadError(
+                        f"the file has more than {MOST} values, too many for a configuration; check the file's name",
+                        status=2,
+                    )
                 documents += isinstance(event, yaml.DocumentStartEvent)
                 if documents > 1:
-                    problem = "a second YAML document begins here; a configuration is one: take the --- out"
+                    problem = "a second YAML document begins here, but a configuration is a single one; take the --- out"
                     raise CannotReadError(problem, line=_line(event))
                 self._take(event)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             line = None if mark is None else mark.line + 1
             raise CannotReadError(
-                f"this is not YAML: {error.problem}; mend the line, or quote its value", line=line
+                f"this is not YAML: {error.problem}; correct the line, or quote its value", line=line
             ) from None
         except yaml.reader.ReaderError as error:
             line = self._text.count("\n", 0, error.position) + 1
@@ -188,7 +192,7 @@ class _Composer:
     def _named(self, event: Any, node: Any) -> Any:
         if event.anchor is not None:
             if event.anchor in self._anchors:
-                raise CannotReadError(f"the anchor &{event.anchor} is there twice; rename one", line=_line(event))
+                raise CannotReadError(f"the anchor &{event.anchor} is defined twice; rename one", line=_line(event))
             self._anchors[event.anchor] = node
         return node
 
@@ -200,7 +204,9 @@ class _Composer:
             )
             raise CannotReadError(problem, line=_line(event))
         if id(node) not in self._sizes:
-            problem = f"the alias *{event.anchor} refers to what it is in, without end; write the value out"
+            problem = (
+                f"the alias *{event.anchor} is inside the value that it refers to, which would never end; write it out"
+            )
             raise CannotReadError(problem, line=_line(event))
         return node
 
@@ -211,7 +217,9 @@ class _Composer:
         sizes = [self._sizes[id(child)] for child in children]
         size, depth = 1 + sum(size for size, _ in sizes), 1 + max((depth for _, depth in sizes), default=0)
         if size > MOST:
-            problem = f"this has more than {MOST} values, aliases expanded; a configuration has fewer: take some out"
+            problem = (
+                f"this has more than {MOST} values, aliases expanded; a configuration has fewer: take some out"
+            )
             raise CannotReadError(problem, line=_line(node))
         _stop_if_deep(node, depth)
         self._sizes[id(node)] = size, depth
@@ -227,9 +235,7 @@ class _Composer:
         elif parent.key is None:
             if not isinstance(node, yaml.ScalarNode):
                 kind = "list" if isinstance(node, yaml.SequenceNode) else "mapping"
-                problem = (
-                    f"a {kind} stands where a key does; write a name before the colon, and quote braces or brackets"
-                )
+                problem = f"a {kind} is used as a key; write a name before the colon, and quote braces or brackets"
                 raise CannotReadError(problem, line=_line(node))
             parent.key = node
         else:
@@ -246,7 +252,7 @@ class _Composer:
 
 
 class _Values:
-    """Constructs the values of nodes; a node with aliases is constructed once."""
+    """The values of nodes. A node that has aliases is converted once."""
 
     def __init__(self) -> None:
         self._loader = yaml.SafeLoader("")
@@ -261,7 +267,7 @@ class _Values:
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node)
         if node.tag not in _COLLECTIONS:
-            raise CannotReadError(f"the YAML tag {node.tag} is not known; take it out", line=_line(node))
+            raise CannotReadError(f"the YAML tag {node.tag} is not supported; take it out", line=_line(node))
         if isinstance(node, yaml.SequenceNode):
             return [self.of(child) for child in node.value]
         return {self._scalar(key): self.of(value) for key, value in pairs(node)}
@@ -270,15 +276,15 @@ class _Values:
         try:
             return self._loader.construct_object(node)
         except yaml.MarkedYAMLError:
-            raise CannotReadError(f"the YAML tag {node.tag} is not known; take it out", line=_line(node)) from None
+            raise CannotReadError(f"the YAML tag {node.tag} is not supported; take it out", line=_line(node)) from None
         except (ValueError, OverflowError, LookupError, AttributeError, TypeError):
             kind = node.tag.rpartition(":")[2]
-            problem = f"{node.value[:40]!r} is no {kind}, as which YAML reads it; put it in quotes if it is text"
+            problem = f"{node.value[:40]!r} is not a valid {kind}, but YAML reads it as one; quote it if it is text"
             raise CannotReadError(problem, line=_line(node)) from None
 
 
 def pairs(node: Any) -> list[tuple[Any, Any]]:
-    """Return the pairs of a mapping's node, merged ones (`<<`) first, because the mapping's own pairs override them."""
+    """The pairs of a mapping's node. Merged pairs (`<<`) come first, so that the mapping's own pairs replace them."""
     merged: list[tuple[Any, Any]] = []
     own = []
     for key, value in node.value:
@@ -289,14 +295,14 @@ def pairs(node: Any) -> list[tuple[Any, Any]]:
         for source in reversed(sources):  # of several merged mappings the first wins
             if not isinstance(source, yaml.MappingNode):
                 raise CannotReadError(
-                    "what << merges is no mapping; give a mapping, or an alias of one", line=_line(key)
+                    "<< merges a value that is not a mapping; give a mapping, or an alias of one", line=_line(key)
                 )
             merged += pairs(source)
     return [*merged, *own]
 
 
 def _entries(node: Any, place: Place, values: _Values, lines: dict[Place, int], *, lost: bool) -> Iterator[Entry]:
-    """Yield the entries of a node at a place, and record their lines."""
+    """The entries below a node at a place. Also adds their lines to `lines`."""
     if isinstance(node, yaml.SequenceNode):
         for number, child in enumerate(node.value):
             if not lost:
@@ -310,7 +316,7 @@ def _entries(node: Any, place: Place, values: _Values, lines: dict[Place, int], 
             here, again = (*place, key.value), None if last[key.value] is key else _line(last[key.value])
             gone = lost or again is not None
             if gone and id(key) not in own:
-                continue  # a mapping may override a key that it merges
+                continue  # overriding a merged key is intended
             if not gone:
                 lines[here] = _line(key)
             yield Entry(here, _line(key), key.start_mark.index, values.of(value), gone, again)

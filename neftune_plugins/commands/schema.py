@@ -18,7 +18,7 @@ Schema = dict[str, Any]
 
 
 def schema(framework: Framework) -> Schema:
-    """Return the schema for a framework's files. It accepts any value for keys that are not ours."""
+    """The schema for a framework's files. It accepts all keys that are not ours."""
     return {
         "$schema": DIALECT,
         "title": f"NEFTune in {framework.name}",
@@ -34,14 +34,14 @@ def schema(framework: Framework) -> Schema:
 
 @dataclasses.dataclass(frozen=True)
 class _Rest:
-    """The rest of a place's path from a level on."""
+    """The remaining path of a place, seen from one level of the file."""
 
     path: tuple[str, ...]
     place: KeyPlace
 
 
 def _level(rests: list[_Rest]) -> Schema:
-    """Return the schema of the value at which these paths continue: our keys are here, deeper, or nowhere."""
+    """The schema of the value at which these paths start. Our keys are in it, deeper in it, or nowhere."""
     if any(not rest.path for rest in rests):
         return {"$ref": "#/$defs/keys"}
     found: Schema = {"$ref": "#/$defs/nothing_of_ours"}
@@ -67,7 +67,7 @@ def _level(rests: list[_Rest]) -> Schema:
 
 
 def _keys(older_names: Mapping[str, str]) -> Schema:
-    """Return the schema of a mapping that may hold our keys."""
+    """The schema of a mapping that may have our keys."""
     fields = {key(field): field for field in dataclasses.fields(NoiseConfig)}
     properties = {name: _property(field) for name, field in fields.items()}
     for older, ours in older_names.items():
@@ -79,7 +79,7 @@ def _keys(older_names: Mapping[str, str]) -> Schema:
 
 
 def _companions(older_names: Mapping[str, str]) -> Schema:
-    """Return the rule that the other keys need alpha; empty if a search elsewhere in the file may set it."""
+    """A condition: the other keys need alpha. Not used for frameworks in which a search may set alpha elsewhere."""
     alpha, *companions = map(key, dataclasses.fields(NoiseConfig))
     names = [alpha, *(older for older, ours in older_names.items() if ours == alpha)]
     return {
@@ -108,5 +108,5 @@ def _typed(field: "dataclasses.Field[Any]") -> Schema:
     if choices:
         return {"enum": [*choices, None]}
     types = {"type": [_JSON_TYPES[part] for part in parts]}
-    # Plugins may register more; an editor proposes these.
+    # An editor proposes the built-in types; any text is accepted, because plugins may register more.
     return {"anyOf": [{"enum": list(BUILT_IN_TYPES)}, types]} if field.name == "type" else types

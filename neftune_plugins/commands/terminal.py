@@ -1,4 +1,4 @@
-"""Formats text for a terminal, aligned and with colours, and for a pipe, without colours."""
+"""Print aligned text, with colour if the output is a terminal."""
 
 import os
 import shutil
@@ -13,14 +13,14 @@ _COLOURS = {"green": "32", "red": "31", "dim": "2"}
 
 
 def coloured(text: str, colour: str) -> str:
-    """Return the text in that colour if standard output is a terminal and NO_COLOR (no-color.org) is not set."""
+    """The text in that colour, if standard output is a terminal and `NO_COLOR` (`no-color.org`) is not set."""
     if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return text
     return f"\033[{_COLOURS[colour]}m{text}\033[0m"
 
 
 def folded(text: str, indent: int) -> str:
-    """Return a text that begins at that column; on a terminal, wrapped at its width and indented to the same column."""
+    """The text, which begins at column `indent`; in a terminal, wrapped at its width with the same indent."""
     if not sys.stdout.isatty():
         return text
     width = max(shutil.get_terminal_size().columns - indent, 20)
@@ -28,7 +28,7 @@ def folded(text: str, indent: int) -> str:
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
-    """Return the rows as lines of aligned columns. The columns numbered in `right` are aligned on the right."""
+    """The rows as lines of aligned columns. Columns whose numbers are in `right` are aligned to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
@@ -41,7 +41,7 @@ def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
 
 @contextmanager
 def waiting(reason: str) -> Iterator[None]:
-    """While the block runs, show on standard error, if it is a terminal, what it waits for and for how long."""
+    """Show the reason and the seconds of waiting on standard error if it is a terminal; remove the line at the end."""
     if not sys.stderr.isatty():
         yield
         return

@@ -1,4 +1,4 @@
-"""Runs frameworks in a separate process, because their imports may fail, hang, crash or print.
+"""Import frameworks in a separate process, because their imports may fail, hang, crash or print anything.
 
 python -m neftune_plugins.commands.worker FILE package.module:function ARGUMENT...   # writes the result to FILE as JSON
 """
@@ -24,9 +24,9 @@ LONGEST = 600  # seconds; importing a framework takes up to two minutes on a bus
 
 
 def call(function: str, *arguments: str) -> Any:
-    """Return what `package.module:function` returns for these arguments, in a process without access to a model hub.
+    """Call `package.module:function` in a separate process that cannot contact a model hub, and return its result.
 
-    Raises NEFTuneError, with the end of its output, if the process ends without a result or takes too long.
+    Raises NEFTuneError if the process ends without a result (with the last line of its output) or takes too long.
     """
     with tempfile.TemporaryDirectory(prefix="neftune-") as folder:
         result = Path(folder) / "result.json"
@@ -38,14 +38,14 @@ def call(function: str, *arguments: str) -> Any:
 
 
 def stop() -> None:
-    """Stop the processes of all calls, and the processes that they started."""
+    """Kill the processes of all calls, and the processes that they started."""
     for process in list(_running):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
 
 
 def _run(command: list[str], output: Path) -> str:
-    """Run a command to its end. Returns how it ended, with the last line of its output."""
+    """Run a command, and return its exit status and the last line of its output as a sentence."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     with output.open("wb") as file:
         process = subprocess.Popen(
@@ -60,7 +60,7 @@ def _run(command: list[str], output: Path) -> str:
     try:
         status = process.wait(LONGEST)
     except subprocess.TimeoutExpired:
-        raise NEFTuneError(f"there was no answer within {LONGEST} s") from None
+        raise NEFTuneError(f"the process did not end within {LONGEST} s and was stopped") from None
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -71,7 +71,7 @@ def _run(command: list[str], output: Path) -> str:
 
 
 def imported(name: str) -> Framework:
-    """Import a framework's modules and return the framework. Raises what the imports raise."""
+    """Import the modules of a framework and return it. Raises the errors of these imports."""
     framework = frameworks()[name]
     for module in framework.modules:
         importlib.import_module(module)

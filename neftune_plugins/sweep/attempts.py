@@ -211,7 +211,7 @@ def agreed(name: str, begun: Any, about: Mapping[str, Any]) -> dict[str, Any]:
     if other:
         told = "; ".join(f"{key}: {begun.get(key)}, now {about[key]}" for key in other)
         raise NEFTuneError(
-            f"the study {name!r} was begun with something else ({told}). Continue it with the same, or begin another "
+            f"the study {name!r} was begun with other settings ({told}). Continue it with the same, or begin another "
             "one: --study NAME, --output FOLDER"
         )
     return {**begun, **given}

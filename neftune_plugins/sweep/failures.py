@@ -10,7 +10,7 @@ LONGEST = 300  # characters of a cause
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _RANK = re.compile(r"^\[rank\d+\]:\s?")
-# What stands behind the cause: launchers that say that their child failed, loggers that say goodbye, bars, rulers.
+# Lines that may follow the cause: launchers that report a failed child, closing loggers, progress bars, rulers.
 _NOISE = re.compile(
     r"""^\W*$
     | ^\s*File\s".*",\sline\s\d+
@@ -24,7 +24,7 @@ _NOISE = re.compile(
     re.VERBOSE,
 )
 _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt|Failure|Timeout)\b")
-_RECENT = 12  # lines from the end among which an exception is the cause of it
+_RECENT = 12  # an exception counts as the cause if it is among this many last lines
 
 
 def cause(log: str) -> str:
@@ -59,7 +59,7 @@ def alike(trials: Sequence[Trial]) -> bool:
 
 
 def first_line(trial: Trial) -> str:
-    """What a failed trial failed of."""
+    """The cause of a failed trial."""
     return trial.error.partition("\n")[0]
 
 

@@ -20,7 +20,7 @@ _RETRIED = "retried "  # and the number of a failed trial whose cell is free aga
 
 
 class Ledger:
-    """The trials of a study, looked at anew with each call.
+    """The trials of a study, read from the database at each call.
 
     id: of the study in the storage.
     plan: of this worker; the study may have trials of other plans, with other alphas and seeds.

@@ -1,4 +1,4 @@
-"""The report of a study: a page that needs no network, and the numbers for programs."""
+"""Write the report of a study: a page that needs no network, and files with the numbers for programs."""
 
 import csv
 import io
@@ -17,27 +17,29 @@ from neftune_plugins.sweep.results import NO_NOISE, Results, Setting, bounds, fi
 from neftune_plugins.sweep.statistics import Difference, Summary, summary
 from neftune_plugins.sweep.study import AXES, Study, Trial
 
-MEASURED = "measured.json"  # beside a trial's log, what `neftune_plugins.sweep.measure` wrote
+MEASURED = "measured.json"  # written by `neftune_plugins.sweep.measure` into the trial's folder
 SAMPLES = 3  # prompts whose answers are shown
 
-# By what noise has of the `AXES`: of lines, and of means.
+# Dashes of lines and markers of means, one for each combination of noise type and length.
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
 _MARKERS = ("circle", "square", "triangle", "diamond")
 
-_APART = 0.025  # of the largest alpha
+_APART = 0.025  # distance between markers with the same alpha, as a share of the largest alpha
 
-# In the table alone: they say how far others are to be trusted.
+# Shown in the table only, because they tell whether other values can be trusted.
 _NOT_PLOTTED = ("unfinished", "chunked")
 
 Answer = Mapping[str, Any]
 
 
 def write(study: Study, folder: Path) -> Path:
-    """Write the report into the folder, which is made where it is missing. Returns the page's path.
+    """Write the report into the folder, creating it if necessary. Returns the path of the page.
 
-    report.html: for people; with answers, where `measured.json` lies beside a trial's log.
-    study.json: the study as it is. summary.json: the findings, and means, spreads and differences of each metric.
-    trials.csv: a line for each trial. A value that is not finite is null there, or empty.
+    report.html: for people. Contains answers if a trial's folder has `measured.json`.
+    study.json: the whole study.
+    summary.json: the finding, the warnings, and the mean, spread and difference of each metric.
+    trials.csv: a line for each trial.
+    Values that are not finite are null in JSON and empty in CSV.
     """
     folder.mkdir(parents=True, exist_ok=True)
     results = Results(study)
@@ -56,7 +58,7 @@ def _write_json(values: Any, path: Path) -> None:
 
 
 def _without_infinities(value: Any) -> Any:
-    """The same with null for what JSON has no number for."""
+    """The value with None for numbers that are not finite, because JSON cannot represent them."""
     if isinstance(value, dict):
         return {key: _without_infinities(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -131,7 +133,7 @@ def _page(results: Results) -> str:
 
 
 def _comparable(results: Results, metric: str) -> bool:
-    """Whether several settings have the metric, where there are several."""
+    """Whether two settings have the metric, so that a plot compares them; true if there is only one setting."""
     return sum(bool(results.by_seed(one, metric)) for one in results.complete) > 1 or len(results.complete) == 1
 
 
@@ -140,7 +142,7 @@ _CURVES = {"loss": "training loss, with the noise", "clean_loss": "loss without 
 
 
 class _Looks:
-    """The colour of each alpha, and the dashes, marker and offset from the alpha of each kind of noise."""
+    """The appearance of settings: a colour for each alpha; dashes, marker and x offset for each kind of noise."""
 
     def __init__(self, results: Results) -> None:
         self.settings = sorted(set(map(setting_of, results.study.trials)))
@@ -153,7 +155,7 @@ class _Looks:
         return colour(self._alphas.index(setting.alpha) / max(1, len(self._alphas) - 1))
 
     def x(self, setting: Setting) -> float:
-        """Its alpha; kinds of noise that have the same stand side by side."""
+        """The x coordinate: alpha, shifted so that markers of several kinds of noise do not overlap."""
         if setting == NO_NOISE:
             return 0.0
         middle = (len(self._noises) - 1) / 2
@@ -167,7 +169,7 @@ class _Looks:
 
 
 def _curves(results: Results, looks: _Looks, name: str, title: str) -> Chart:
-    """A line for each trial, those that did not end well too."""
+    """A chart with a line for each trial, including failed and pruned ones."""
     lines = []
     for trial in results.study.trials:
         setting = setting_of(trial)
@@ -180,7 +182,7 @@ def _curves(results: Results, looks: _Looks, name: str, title: str) -> Chart:
 
 
 def _metric(results: Results, looks: _Looks, metric: str) -> Chart:
-    """The metric against alpha: each seed, mean and spread, and for each kind of noise a line through the means."""
+    """A chart of the metric against alpha: each seed, mean and spread, and a line through the means of each noise."""
     dots, told = [], []
     means: dict[Setting, list[tuple[float, float]]] = {}
     precision = _precision(results, metric)
@@ -206,13 +208,13 @@ def _metric(results: Results, looks: _Looks, metric: str) -> Chart:
 
 
 def _precision(results: Results, metric: str) -> float | None:
-    """The largest spread of a metric; None where it has none."""
+    """The largest spread of a metric; None if all spreads are 0 or unknown."""
     spreads = [summary(own).spread or 0.0 for one in results.complete if (own := results.by_seed(one, metric))]
     return max(spreads) or None
 
 
 def _mean_and_spread(own: Summary, precision: float | None) -> tuple[str, str]:
-    """As texts. What is the same in each seed is that number, and no mean that something is lost of."""
+    """Mean and spread as texts. A value that is the same in each seed is shown exactly, not rounded to a precision."""
     if own.spread == 0:
         return conclusions.shown(own.mean), "in each seed"
     mean = conclusions.shown(own.mean, precision)
@@ -220,8 +222,8 @@ def _mean_and_spread(own: Summary, precision: float | None) -> tuple[str, str]:
 
 
 def _cells(results: Results, metric: str) -> list[dict[str, str]]:
-    """A line of the table: of each setting mean, spread, the sign of a supported difference, whether that is a gain or
-    a loss, and what it is."""
+    """A row of the table: for each setting the mean, the spread, the sign and verdict of a significant difference from
+    no noise, and that difference in words."""
     differences, precision = results.differences(metric), _precision(results, metric)
     cells = []
     for setting in results.complete:
@@ -244,13 +246,13 @@ def _cells(results: Results, metric: str) -> list[dict[str, str]]:
 
 
 def _verdict(results: Results, metric: str, difference: float) -> str:
-    """Whether a difference is for the better or the worse; empty where that is not known of the metric."""
+    """`better` or `worse`; empty if neither direction of the metric is known to be better."""
     good = results.good(metric)
     return "" if good == 0 else "better" if good * difference > 0 else "worse"
 
 
 def _against(results: Results) -> list[str]:
-    """Of each setting the difference of the objective from the runs without noise, with its interval."""
+    """The difference of the objective from no noise for each setting, with its confidence interval."""
     differences = results.differences(results.study.objective)
     shown = [_difference(one) if (one := differences.get(setting)) else "" for setting in results.complete]
     return shown if differences else []
@@ -264,12 +266,13 @@ def _difference(one: Difference) -> str:
 def _told(one: Difference) -> str:
     amount = f"against no noise {_difference(one)}"
     if one.margin is None:
-        return f"{amount}: {'too few seeds' if one.how == 'few' else 'the same in each seed'}, so no interval"
+        why = "too few seeds" if one.how == "few" else "the same in each seed"
+        return f"{amount}: {why}, so there is no confidence interval"
     return f"{amount}, {one.how}, {' and '.join(map(str, dict.fromkeys(one.seeds)))} seeds"
 
 
 def _samples(results: Results) -> list[dict[str, Any]]:
-    """The first held-out prompts, with what each setting answered in its first seed."""
+    """The first held-out prompts, with the answers of the first seed of each setting."""
     given: dict[Setting, tuple[Trial, list[Answer]]] = {}
     for setting, trials in results.complete.items():
         for trial in sorted(trials, key=lambda trial: trial.seed):
@@ -288,7 +291,7 @@ def _samples(results: Results) -> list[dict[str, Any]]:
 
 
 def _answers(trial: Trial) -> list[Answer]:
-    """Those to held-out rows, where they were kept."""
+    """The trial's answers to held-out rows; empty if the file is missing or is not a measurement."""
     if not trial.log:
         return []
     try:

@@ -25,7 +25,8 @@ def run(
     """Run a command with its output at the end of `log`, and return its exit status.
 
     lock: file descriptor that is kept open as long as the command, or what is left of it, runs.
-    look: called from time to time. Where it raises, or Ctrl-C is pressed, the command is stopped first.
+    look: called every `LOOK` seconds. If it raises or Ctrl-C is pressed, the command is stopped before the error
+        continues.
     """
     with log.open("ab") as output:
         output.write(f"$ {' '.join(command)}\n".encode())

@@ -63,7 +63,7 @@ NO_NOISE = Setting(0.0, ("",) * len(AXES))
 
 
 def setting_of(trial: Trial) -> Setting:
-    """The trial's. Without noise type and length say nothing."""
+    """The trial's. Without noise, type and length have no effect."""
     return Setting(trial.alpha, trial.noise) if trial.alpha else NO_NOISE
 
 

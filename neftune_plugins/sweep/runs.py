@@ -58,8 +58,8 @@ class ConfigFile:
             self._owners = found.training.owners(config)
         except Exception as error:
             raise NEFTuneError(
-                f"{file}: this is no configuration that {found.name} could read ({type(error).__name__}: {error}); "
-                f"neftune check {file} says more"
+                f"{file}: {found.name} cannot read this configuration ({type(error).__name__}: {error}); "
+                f"run neftune check {file} for details"
             ) from None
         if not self._owners:
             raise NEFTuneError(f"{file}: there is no language model in it whose embeddings could be noised")
@@ -133,5 +133,5 @@ def _parsed(file: Path, text: str) -> dict[str, Any]:
         problem = getattr(error, "problem", None) or str(error).split("\n")[0]
         raise NEFTuneError(f"{file}: this is not YAML: {problem}") from None
     if not isinstance(config, dict):
-        raise NEFTuneError(f"{file}: this is no configuration: it has no keys at its top level")
+        raise NEFTuneError(f"{file}: this is not a configuration, because it has no keys at its top level")
     return config

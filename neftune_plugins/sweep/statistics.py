@@ -1,6 +1,6 @@
-"""What a few seeds tell of a difference, and what they do not.
+"""Compare settings of the noise over a few seeds, with confidence intervals.
 
-The values of a setting of the noise stand by the seed of their run.
+`BySeed` maps the seed of a run to its value.
 """
 
 import math
@@ -47,7 +47,7 @@ class Difference:
 
     @property
     def supported(self) -> bool:
-        """Whether the interval leaves zero out."""
+        """Whether the difference is significant: its confidence interval excludes 0."""
         return self.margin is not None and abs(self.difference) > self.margin
 
 
@@ -58,7 +58,7 @@ def difference(values: BySeed, others: BySeed, comparisons: int = 1) -> Differen
     through the order of the data for one, is no part of the spread then. Else Welch's interval. With several
     comparisons each has Bonferroni's share of the 5 %: all intervals together are right in 95 of 100 sweeps.
 
-    Seeds that change nothing would give an interval of no width, which says nothing of another seed: no margin.
+    If the seeds change nothing, the margin is None: an interval of width 0 would not hold for another seed.
     """
     shared = sorted(values.keys() & others.keys())
     if len(shared) >= 2 and len(shared) == min(len(values), len(others)):
@@ -84,7 +84,7 @@ class Length:
     """What the length of the answers has to do with a difference of a metric.
 
     longer: by how many tokens the answers are.
-    low, high: the change of the metric that goes with it, an interval for 95 %; None where the runs do not tell.
+    low, high: 95 % interval for the change of the metric that goes with it; None if there are too few runs to fit it.
     alone: whether length alone may explain the difference.
     """
 

@@ -9,7 +9,7 @@ State = Literal["complete", "failed", "pruned"]
 Direction = Literal["minimize", "maximize"]
 
 AXES = ("type", "length")
-"""What is varied beside alpha: the names of the keys without `neftune_noise_`."""
+"""The parameters that a sweep varies in addition to alpha: names of keys without `neftune_noise_`."""
 
 HELD_OUT_LOSS = "held_out_loss"  # mean cross-entropy per answer token of the held-out rows, without noise
 

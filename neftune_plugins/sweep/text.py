@@ -12,7 +12,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
 CHUNK = 50
-"""Words at the beginning of an answer in which repetition is looked for: the paper's number for Alpaca."""
+"""Number of words at the beginning of an answer in which repetition is measured: the paper's number for Alpaca."""
 
 # The largest log-diversity, that of a text without repetition, whose logarithm would be infinite.
 LARGEST = 20.0

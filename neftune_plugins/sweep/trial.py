@@ -25,7 +25,7 @@ LOSS, CLEAN_LOSS = "train_loss", "clean_loss"  # the last ones of the curve
 class Options:
     """What is done with each trial.
 
-    objective: the value that Optuna is told.
+    objective: name of the value that is reported to Optuna.
     varied: those of the `AXES` that the trial's configuration has to say, as the sweep varies them.
     held_out: rows for the measurement, which gets the options `measure`.
     metrics: commands by the names of the numbers that they print; `{model}` stands for the trained model's folder.
@@ -120,7 +120,7 @@ class _Work:
             try:
                 self.values[name] = float(last)
             except ValueError:
-                raise _FailedError(f"--metric {name}: the last line that it printed is no number: {last}") from None
+                raise _FailedError(f"--metric {name}: the last line that it printed is not a number: {last}") from None
 
     def check(self) -> None:
         """Whether the objective can be reported to Optuna."""

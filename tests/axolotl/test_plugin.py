@@ -397,7 +397,10 @@ def test_the_demo_trains_and_reports(tmp_path):
     [
         (["--alpha", "-1", "--tiny"], "neftune: neftune_noise_alpha: -1.0 must be finite and above 0"),
         (["--model", "nowhere"], "there is no config.json in it; give a model's folder"),
-        (["--framework", "axolotll"], "neftune: --framework axolotll: there is no such adapter; there are: axolotl"),
+        (
+            ["--framework", "axolotll"],
+            "neftune: --framework axolotll: there is no such adapter; choose one of: axolotl",
+        ),
     ],
 )
 def test_the_demo_says_what_is_wrong(arguments, message, tmp_path):

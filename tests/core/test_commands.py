@@ -37,7 +37,7 @@ def test_the_doctor_on_a_healthy_framework(little):
         "little": ("ok", "1.5, tested with <2,>=1"),
         "import": ("ok", "little"),
         "adapter": ("ok", "by hand"),
-        "native hook": ("info", "little:hook, off when the adapter adds its noise"),
+        "native hook": ("info", "little:hook, turned off while the adapter adds its noise"),
     }
 
 
@@ -72,7 +72,7 @@ def test_the_doctor_on_an_adapter_that_is_not_active(little):
     status, found = findings(little("patched = False"))
     assert status == 1
     assert "little is not patched" in found["adapter"]["found"]
-    assert found["native hook"]["found"] == "this release has no native hook"
+    assert found["native hook"]["found"] == "this version has none"
 
 
 @pytest.mark.parametrize(
@@ -198,9 +198,9 @@ WRONG = {
         CONFIG + "  neftune_noise_alpha: 6\n",
         1,
         7,
-        "there twice in noise, in lines 5 and 7; YAML takes the last",
+        "there twice in noise, in lines 5 and 7; YAML uses the last",
     ),
-    "lost": (CONFIG + "noise:\n  x: 1\n", 1, 7, "noise is there twice, in lines 4 and 7; YAML takes the last"),
+    "lost": (CONFIG + "noise:\n  x: 1\n", 1, 7, "noise is written twice, in lines 4 and 7; YAML uses the last"),
     "misplaced": (
         CONFIG + "trl: {neftune_noise_seed: 5}\n",
         1,
@@ -249,7 +249,7 @@ def test_check_tells_keys_sources_and_noise(little, tmp_path):
     assert "Alpha after" not in report([Checked(**results["gaussian"])])
     assert results["quiet"]["models"][0]["keys"] == {}
     assert results["zero"]["models"][0]["keys"] == {}
-    assert results["noted"]["notes"] == ["seed is there twice, in lines 1 and 3; YAML takes the last"]
+    assert results["noted"]["notes"] == ["seed is written twice, in lines 1 and 3; YAML uses the last"]
     assert results["json"]["models"][0]["keys"]["neftune_noise_alpha"] == {"value": 5, "source": "line 1"}
 
 
@@ -273,7 +273,7 @@ def test_check_with_a_framework_that_is_unknown_broken_or_not_there(little, tmp_
     assert "RuntimeError: broken); `neftune doctor` says what to do" in results["config"]["problem"]
     status, results = check(tmp_path, one, environment, "--framework", "litle")
     assert status == 2
-    assert "--framework litle: there is no such adapter; there are: " in results["config"]["problem"]
+    assert "--framework litle: there is no such adapter; choose one of: " in results["config"]["problem"]
     shutil.rmtree(tmp_path / "site" / "little-1.5.dist-info")
     status, results = check(tmp_path, one, environment)
     assert status == 2

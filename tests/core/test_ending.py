@@ -114,15 +114,15 @@ def test_ctrl_c(arguments, little, tmp_path):
 # --- Arguments -------------------------------------------------------------------------------------------------------
 
 WRONG = {
-    "demo --steps x": "argument --steps: 'x' is no count; give a whole number of 1 or more, such as 4",
-    "demo --steps 0": "argument --steps: '0' is no count",
-    "demo --steps 1.5": "argument --steps: '1.5' is no count",
+    "demo --steps x": "argument --steps: 'x' is not a count; give a whole number of 1 or more, such as 4",
+    "demo --steps 0": "argument --steps: '0' is not a count",
+    "demo --steps 1.5": "argument --steps: '1.5' is not a count",
     f"demo --steps {'9' * 5000}": "argument --steps: '999",
-    "demo --alpha x": "argument --alpha: 'x' is no number; give a finite number, such as 5",
-    "demo --alpha nan": "argument --alpha: 'nan' is no number",
-    "check f --lengths x": "argument --lengths: 'x' is no list of counts; give whole numbers of 1 or more, such as",
-    "check f --lengths 1,,2": "argument --lengths: '1,,2' is no list of counts",
-    "check f --lengths 0": "argument --lengths: '0' is no list of counts",
+    "demo --alpha x": "argument --alpha: 'x' is not a number; give a finite number, such as 5",
+    "demo --alpha nan": "argument --alpha: 'nan' is not a number",
+    "check f --lengths x": "argument --lengths: 'x' is not a list of counts; give whole numbers of 1 or more, such as",
+    "check f --lengths 1,,2": "argument --lengths: '1,,2' is not a list of counts",
+    "check f --lengths 0": "argument --lengths: '0' is not a list of counts",
     "check": "the following arguments are required: CONFIG",
     "schema": "the following arguments are required: FRAMEWORK",
 }

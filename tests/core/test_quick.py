@@ -58,16 +58,16 @@ WRONG: dict[str, tuple[str, int, str]] = {
     "spelling of the first letters": (AXOLOTL + "netfune_noise_alpha: 5\n", 3, "did you mean neftune_noise_alpha?"),
     "spelling of a value": (AXOLOTL + ALPHA + "neftune_noise_type: gausian\n", 4, "did you mean gaussian?"),
     "companion": (AXOLOTL + "neftune_noise_type: gaussian\n", 3, "without neftune_noise_alpha has no effect"),
-    "twice": (AXOLOTL + ALPHA + "x: 1\n" + ALPHA, 5, "neftune_noise_alpha is there twice, in lines 3 and 5"),
+    "twice": (AXOLOTL + ALPHA + "x: 1\n" + ALPHA, 5, "neftune_noise_alpha is written twice, in lines 3 and 5"),
     "twice in JSON": (
         '{"base_model": "m", "datasets": [],\n"neftune_noise_alpha": 5,\n"neftune_noise_alpha": 6}',
         3,
-        "in lines 2 and 3; YAML takes the last",
+        "in lines 2 and 3; YAML uses the last",
     ),
     "lost with its mapping": (
         LUDWIG + "model_parameters: {neftune_noise_alpha: 5}\nmodel_parameters: {rope_scaling: null}\n",
         6,
-        "model_parameters is there twice, in lines 5 and 6",
+        "model_parameters is written twice, in lines 5 and 6",
     ),
     "trl": (
         AXOLOTL + "trl: {neftune_noise_alpha: 5}\n",
@@ -370,5 +370,5 @@ def test_a_schema_of_what_is_no_framework():
     result = neftune("schema", "axolottle")
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == (
-        "neftune: axolottle: there is no such framework; there are: axolotl, llamafactory, ludwig, trl\n"
+        "neftune: axolottle: there is no such framework; choose one of: axolotl, llamafactory, ludwig, trl\n"
     )

@@ -12,7 +12,7 @@ from typing import Any
 ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "AXOLOTL_DO_NOT_TRACK": "1"}
 
 ALPHA = "neftune_noise_alpha: 5"
-# What stands in the place of that line, how many lines further the error is, and what it says.
+# What replaces that line, by how many lines the error follows it, and the error's text.
 BROKEN: dict[str, tuple[str, int, str]] = {
     "negative": ("neftune_noise_alpha: -1", 0, "neftune_noise_alpha: -1 must be finite and above 0, such as 5"),
     "text": ("neftune_noise_alpha: 5,5", 0, "neftune_noise_alpha: '5,5' must be a number, such as 5; it is text"),
@@ -128,4 +128,4 @@ def assert_healthy(framework: str) -> None:
     assert (result.returncode, report["status"]) == (0, 0), result.stdout
     found = {finding["what"]: finding for finding in report["findings"] if finding["about"] == framework}
     assert {found[what]["state"] for what in (framework, "import", "adapter")} == {"ok"}
-    assert "off when the adapter adds its noise" in found["native hook"]["found"]
+    assert "turned off while the adapter adds its noise" in found["native hook"]["found"]

@@ -39,7 +39,8 @@ def of_python(text: str) -> str:
     starts = [0, *accumulate(map(len, text.splitlines(keepends=True)))]
     kept = [CODE if letter != "\n" else letter for letter in text]
     for token in tokenize.generate_tokens(iter(text.splitlines(keepends=True)).__next__):
-        if token.type in PROSE_TOKENS:
+        # A string without a space is a name, not prose.
+        if token.type in PROSE_TOKENS and (token.type != tokenize.STRING or " " in token.string):
             first, last = (starts[line - 1] + column for line, column in (token.start, token.end))
             kept[first:last] = text[first:last]
     return without_code("".join(kept))

@@ -101,33 +101,33 @@ NONE = (2.30, 2.34, 2.32)
 
 def test_a_gain_beyond_the_spread_is_named():
     assert sentence({0: NONE, 5: (2.21, 2.25, 2.229)}) == (
-        "Beyond the spread of 3 seeds, held-out loss is lower than without noise at alpha 5 (by 0.0903 ± 0.0014)."
+        "With 3 seeds, held-out loss is significantly lower than without noise at alpha 5 (by 0.0903 ± 0.0014)."
     )
 
 
 def test_of_a_score_more_is_better():
     found = sentence({0: NONE, 5: (2.21, 2.25, 2.229)}, metric="win_rate", direction="maximize")
     assert found == (
-        "No alpha is better than none on win_rate beyond the spread of 3 seeds. It is worse than without noise at "
-        "alpha 5 (by 0.0903 ± 0.0014)."
+        "With 3 seeds, no alpha gives a significantly better win_rate than no noise. It is significantly worse than "
+        "without noise at alpha 5 (by 0.0903 ± 0.0014)."
     )
 
 
 def test_a_gain_within_the_spread_is_not_named():
     found = sentence({0: NONE, 5: (2.29, 2.29, 2.33), 10: (2.33, 2.31, 2.30)})
-    assert found == "No alpha is better than none on held-out loss beyond the spread of 3 seeds."
+    assert found == "With 3 seeds, no alpha gives a significantly better held-out loss than no noise."
 
 
 def test_one_seed_says_nothing():
-    assert sentence({0: (2.3,), 5: (1.3,)}).startswith("Nothing can be said of held-out loss: the seeds are too few")
+    assert sentence({0: (2.3,), 5: (1.3,)}).startswith("There are too few seeds to compare held-out loss")
 
 
 def test_the_best_of_several_is_named_where_the_spread_does():
     better = sentence({0: NONE, 5: (2.21, 2.25, 2.229), 10: (2.11, 2.151, 2.13)})
-    assert better.endswith("Of these, alpha 10 is better than the others, beyond the spread too.")
+    assert better.endswith("Of these, alpha 10 is significantly better than each of the others.")
     alike = sentence({0: NONE, 5: (2.11, 2.15, 2.131), 10: (2.11, 2.151, 2.13)})
     assert "alpha 5 (by 0.1897 ± 0.0021) and alpha 10 (by 0.1897 ± 0.0021)." in alike
-    assert alike.endswith("Which of these is the best, the spread does not say.")
+    assert alike.endswith("None of these is significantly better than all the others.")
 
 
 @pytest.mark.parametrize(
@@ -185,8 +185,8 @@ def test_a_gain_that_length_explains_is_warned_of():
     options = {"metric": "win_rate", "direction": "maximize"}
     [warning] = warned(metric, others={"held_out_length": LENGTHS}, **options)
     assert warning.startswith(
-        "The length of the answers alone may explain what noise does to win_rate: alpha 5 raises it by 0.5000, with "
-        "answers that are 50.0 tokens longer, which by itself goes with +0.4"
+        "The length of the answers alone may explain the effect on win_rate: alpha 5 raises it by 0.5000, with answers "
+        "that are 50.0 tokens longer; that length alone changes it by +0.4"
     )
     gained = {0: metric[0], 5: [value + 1 for value in metric[5]]}
     assert warned(gained, others={"held_out_length": LENGTHS}, **options) == []
@@ -207,9 +207,9 @@ def test_failed_trials_and_unequal_seeds_are_warned_of(tmp_path):
     found = study({0: NONE, 5: (2.2, None, 2.3), 10: (2.2,)})
     text = page(found, tmp_path).text
     for warning in (
-        "1 of 7 trials failed, and are in no mean: alpha 5, seed 1.",
-        "One seed has no spread: alpha 10.",
-        "The seeds are not the same everywhere (no noise: 0, 1, 2; alpha 5: 0, 2; alpha 10: 0).",
+        "1 of 7 trials failed and are excluded from the means: alpha 5, seed 1.",
+        "Only one seed, so the spread over the seeds is unknown: alpha 10.",
+        "The settings were not trained with the same seeds (no noise: 0, 1, 2; alpha 5: 0, 2; alpha 10: 0).",
     ):
         assert warning in text
     assert "7 trials, 1 failed" in text
@@ -230,20 +230,21 @@ def test_pruned_trials_are_warned_of():
     )
     results = Results(Study(config="", framework="", trials=[*complete, pruned]))
     assert conclusions.warnings(results)[0] == (
-        "1 of 6 trials were stopped early for poor values, and are in no mean, which looks the better for it: alpha 5, "
-        "seed 2."
+        "1 of 6 trials were pruned for poor values and are excluded from the means, which look better than they are: "
+        "alpha 5, seed 2."
     )
     assert results.by_seed(list(results.complete)[1], "held_out_loss") == {0: 2.2, 1: 2.3}
 
 
 def test_a_value_that_is_not_finite_is_warned_of():
     warnings = warned({0: NONE, 5: (2.2, math.nan, 2.3)})
-    assert warnings[0] == "held-out loss is not a finite number, and left out, of alpha 5, seed 1."
+    assert warnings[0] == "held-out loss is not a finite number and is excluded from the means: alpha 5, seed 1."
 
 
 def test_seeds_that_change_nothing_are_warned_of():
     assert warned({0: (2.3, 2.3, 2.3), 5: (2.2, 2.2, 2.2)}) == [
-        "held-out loss at alpha 5 differs from that without noise by the same in each seed: no spread."
+        "held-out loss at alpha 5 differs from the value without noise by the same amount in each seed, so there is no "
+        "confidence interval."
     ]
 
 
@@ -253,9 +254,9 @@ def test_answers_that_tell_little_are_warned_of():
         "trained_on_chunked": {0: (0.9,) * 3, 5: (0.2,) * 3},
     }
     assert warned({0: NONE, 5: NONE[::-1]}, others=others) == [
-        "Many held-out answers were cut off at the greatest length, so that their length says little; raise "
+        "Many held-out answers were cut off at the maximum length, so their mean length is too small; raise "
         "--max-new-tokens: 50% (alpha 5).",
-        "Few trained-on answers have as many words as repetition is looked for in; lower --chunk: 20% (alpha 5).",
+        "Few trained-on answers have enough words to measure repetition; lower --chunk: 20% (alpha 5).",
     ]
 
 
@@ -353,7 +354,7 @@ def test_what_one_of_several_settings_has_is_in_the_table_alone(tmp_path):
 def test_the_table_marks_what_the_spread_supports(tmp_path):
     shown = page(study({0: NONE, 5: (2.21, 2.25, 2.229), 10: (2.2, 2.35, 2.32)}), tmp_path).text
     assert "held-out loss 2.320 ± 0.020 ▼ 2.230 ± 0.020 better 2.290 ± 0.079" in shown
-    assert "against no noise, interval for 95 % -0.0903 ± 0.0021 -0.03" in shown
+    assert "difference from no noise, 95 % confidence interval -0.0903 ± 0.0021 -0.03" in shown
 
 
 def test_a_worse_value_is_marked_by_a_word_an_arrow_and_a_colour(tmp_path):
@@ -377,7 +378,7 @@ def test_what_is_the_same_in_each_seed_is_shown_as_it_is(tmp_path):
     source = (tmp_path / "report.html").read_text()
     assert "0.0000" not in source and ".0000" not in source
     assert "size against alpha. no noise: 16 in each seed; alpha 5: 17.5 in each seed" in source
-    assert "size against no noise +1.5: the same in each seed, so no interval" in shown.text
+    assert "size against no noise +1.5: the same in each seed, so there is no confidence interval" in shown.text
     text = progress.summary(Results(study({0: (16.0,) * 3, 5: (17.5,) * 3}, metric="size")))
     assert [line.split()[3:5] for line in text.splitlines()[1:3]] == [["16", "0"], ["17.5", "0"]]
 

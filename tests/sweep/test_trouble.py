@@ -213,7 +213,7 @@ def test_a_dry_run_lists_the_trials_with_their_time_and_writes_nothing(sweep, tm
         shown.splitlines()[-1],
     )
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
-    assert "was begun with something else" in sweep(*grid, "--dry-run", "--objective", "other")[2]
+    assert "was begun with other settings" in sweep(*grid, "--dry-run", "--objective", "other")[2]
 
 
 # Names and places
