@@ -151,7 +151,7 @@ class _Composer:
                     )
                 documents += isinstance(event, yaml.DocumentStartEvent)
                 if documents > 1:
-                    problem = "a second YAML document begins here, but a configuration is a single one; take the --- out"
+                    problem = "a second YAML document begins here, but a configuration is a single one; remove the ---"
                     raise CannotReadError(problem, line=_line(event))
                 self._take(event)
         except yaml.MarkedYAMLError as error:
@@ -217,9 +217,7 @@ class _Composer:
         sizes = [self._sizes[id(child)] for child in children]
         size, depth = 1 + sum(size for size, _ in sizes), 1 + max((depth for _, depth in sizes), default=0)
         if size > MOST:
-            problem = (
-                f"this has more than {MOST} values, aliases expanded; a configuration has fewer: take some out"
-            )
+            problem = f"this has more than {MOST} values, aliases expanded; a configuration has fewer: take some out"
             raise CannotReadError(problem, line=_line(node))
         _stop_if_deep(node, depth)
         self._sizes[id(node)] = size, depth

@@ -1,7 +1,7 @@
-"""A worker's attempts at the trainings of a study, which it shares with any number of others.
+"""A worker's attempts at the trainings of a study, which any number of workers share.
 
-Two workers may pick the same cell at the same moment. Storage numbers the trials in the order in which it makes them,
-and a trial has its cell from the beginning: so of two, that with the larger number sees the other, and withdraws.
+Two workers may pick the same cell at the same moment. The storage numbers trials in the order in which it creates them,
+and a trial has its cell from the beginning. So the worker with the larger number sees the other trial and withdraws.
 """
 
 import socket
@@ -26,21 +26,21 @@ from neftune_plugins.sweep.ledger import Ledger, cell_of
 from neftune_plugins.sweep.plan import Cell, Plan, Point
 from neftune_plugins.sweep.study import AXES, Direction, Trial
 
-ABOUT = "neftune"  # the attribute of a study with what its workers agree on
-UNSETTLED = "any"  # what the first worker that needs it says, for all others
+ABOUT = "neftune"  # attribute of a study: the settings that its workers share
+UNSETTLED = "any"  # settings that the first worker which needs them decides for all
 
 
 class Attempts:
     """A worker's access to the study.
 
-    where: the database.
-    name: of the study.
-    folder: of this worker; its attempts have folders in it.
-    about: what all workers have to agree on, by the names that messages give it.
+    where: URL of the database.
+    name: name of the study.
+    folder: folder of this worker, with a folder for each attempt.
+    about: settings that all workers must share, by the names used in messages.
     heartbeat: seconds between signs of life of a running attempt; after four times that without one it counts as
-        interrupted. On the machine on which it ran that is known at once.
+        interrupted. Workers on the same machine notice it at once.
 
-    Raises NEFTuneError where the database cannot be reached, or the study was begun with something else.
+    Raises NEFTuneError if the database cannot be reached, or if the study was begun with other settings.
     """
 
     def __init__(
@@ -76,16 +76,16 @@ class Attempts:
 
     @property
     def lock(self) -> int:
-        """File descriptor that stands for this worker's life."""
+        """File descriptor of a lock that is held as long as this worker lives."""
         return self._lock.fileno()
 
     def close(self) -> None:
-        """To be called when nothing of this worker's is left running."""
+        """Release the lock. Call it when no process of this worker is running."""
         self._file.unlink(missing_ok=True)
         self._lock.close()
 
     def claim(self) -> "Attempt | None":
-        """An attempt at a cell at which nobody is; None where there is none, now."""
+        """Begin an attempt at a free cell; None if there is no free cell now."""
         while True:
             self._free_the_dead()
             free = self.ledger.free()
@@ -99,7 +99,7 @@ class Attempts:
             self._storage.set_trial_state_values(id, TrialState.FAIL)
 
     def _create(self, cell: Cell, point: Point | None) -> int:
-        """A running trial of Optuna with all that others have to know of it, in one transaction."""
+        """Create a running trial of Optuna, with everything that other workers need, in one transaction."""
         attributes: dict[str, Any] = {"cell": list(cell), "host": socket.gethostname(), "lock": str(self._file)}
         known: dict[str, Any] = {}
         if point is not None:
@@ -113,7 +113,7 @@ class Attempts:
         return id
 
     def _attempt(self, id: int, cell: Cell) -> "Attempt":
-        self.study.get_trials(deepcopy=False)  # the study has a cache, which is to know of it
+        self.study.get_trials(deepcopy=False)  # updates the cache of the study
         trial = optuna.trial.Trial(self.study, id)
         if "point" not in trial.user_attrs:
             low, high = self.plan.drawn_from or (0.0, 0.0)
@@ -123,7 +123,7 @@ class Attempts:
         return Attempt(self, id, trial, trial.user_attrs["point"], cell[1])
 
     def _free_the_dead(self) -> None:
-        """End the running trials whose workers have died."""
+        """End the running trials of workers that have died."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             optuna.storages.fail_stale_trials(self.study)
@@ -133,18 +133,18 @@ class Attempts:
                 self.end(trial._trial_id, TrialState.FAIL)
 
     def end(self, id: int, state: TrialState) -> None:
-        """End a trial that has no value, unless somebody has done so."""
+        """End a trial without a value, unless another worker has ended it."""
         with suppress(UpdateFinishedTrialError):
             self._storage.set_trial_state_values(id, state)
 
     @contextmanager
     def signs_of_life(self, id: int) -> Iterator[None]:
-        """Give them, for a trial, until the end of the block."""
+        """Send signs of life for a trial until the end of the block."""
         ended = threading.Event()
 
         def give() -> None:
             while not ended.wait(self._heartbeat):
-                with suppress(StorageInternalError, SQLAlchemyError):  # the database may be away for the moment
+                with suppress(StorageInternalError, SQLAlchemyError):  # the database may be unreachable for a moment
                     self._storage.record_heartbeat(id)
             self._storage.remove_session()
 
@@ -158,7 +158,7 @@ class Attempts:
 
 
 class Attempt:
-    """A running trial of Optuna, and what is to be trained in it."""
+    """A running trial of Optuna, and the setting that it trains."""
 
     def __init__(self, attempts: Attempts, id: int, trial: optuna.trial.Trial, point: Point, seed: int) -> None:
         self.alpha: float = point["alpha"]
@@ -171,7 +171,7 @@ class Attempt:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """It counts as running within the block; where an exception leaves it, as interrupted."""
+        """The trial is running within the block; if an exception leaves the block, it is interrupted."""
         try:
             with self._attempts.signs_of_life(self._id):
                 yield
@@ -180,7 +180,7 @@ class Attempt:
             raise
 
     def prune(self, step: int, loss: float) -> bool:
-        """Report a loss to Optuna's pruner, and return whether to stop. Each step is reported once."""
+        """Report a loss to Optuna's pruner, once for each step, and return whether to stop."""
         if step <= self._reported:
             return False
         self._reported = step
@@ -188,7 +188,7 @@ class Attempt:
         return self._trial.should_prune()
 
     def end(self, record: Trial, value: float | None) -> None:
-        """The trial has ended with this record. Raises LostError where it was taken for dead, and counts no more."""
+        """End the trial with this record. Raises LostError if other workers have already ended it as dead."""
         state = {"complete": TrialState.COMPLETE, "failed": TrialState.FAIL, "pruned": TrialState.PRUNED}[record.state]
         try:
             self._trial.set_user_attr("record", record.as_dict())
@@ -198,12 +198,12 @@ class Attempt:
 
 
 class LostError(NEFTuneError):
-    """Others took this worker for dead while it was running a trial."""
+    """Other workers ended a trial of this worker because they got no sign of life."""
 
 
 def agreed(name: str, begun: Any, about: Mapping[str, Any]) -> dict[str, Any]:
-    """What a study was begun with, and what was `UNSETTLED` until now. Raises NEFTuneError where a worker's is not the
-    same."""
+    """Return the settings that a study was begun with, with `UNSETTLED` ones decided. Raises NEFTuneError if a worker's
+    settings differ."""
     if not isinstance(begun, Mapping):
         raise NEFTuneError(f"the study {name!r} is not a sweep's; give this one another name: --study NAME")
     given = {key: value for key, value in about.items() if value != UNSETTLED}

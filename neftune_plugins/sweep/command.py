@@ -1,4 +1,4 @@
-"""`neftune sweep`."""
+"""`neftune sweep`: runs the trials of a worker and writes the report."""
 
 import argparse
 import hashlib
@@ -21,15 +21,15 @@ from neftune_plugins.sweep.results import Results
 from neftune_plugins.sweep.runs import Source, source
 from neftune_plugins.sweep.study import AXES, HELD_OUT_LOSS, Study, Trial
 
-WAIT = 2.0  # seconds between two looks at the other workers
-FORMAT = 1  # of what a study's database holds beside Optuna's own
+WAIT = 2.0  # seconds between two checks of the other workers
+FORMAT = 1  # version of what a study's database holds in addition to Optuna's data
 INTERRUPTED = 130
 
 
 def sweep(options: argparse.Namespace) -> int:
     """Run trials until all have ended, those of other workers included, and report. Returns the exit status.
 
-    Raises NEFTuneError for what is asked for and cannot be done.
+    Raises NEFTuneError for options that cannot be satisfied.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     swept = source(options.config, options.framework, options.more)
@@ -76,7 +76,7 @@ class _Sweep:
         except KeyboardInterrupt:
             self._say_stopped()
             return INTERRUPTED
-        except BaseException:  # the disk is full, the reader of our output has gone
+        except BaseException:  # the disk is full, or the reader of our output has closed it
             with suppress(Exception):
                 self._write()
             raise
@@ -90,7 +90,7 @@ class _Sweep:
         return int(bool(failed) or all(one.state == "failed" for one in trials))
 
     def _work(self) -> str:
-        """Run what is free until all trials have ended. Returns why it was given up before, if it was."""
+        """Run free trials until all have ended. Returns why it stopped earlier, if it did."""
         ledger, own = self.attempts.ledger, list[Trial]()
         while len(ended := ledger.ended()) < self.cells:
             if problem := self._hopeless(own):
@@ -114,7 +114,7 @@ class _Sweep:
         return ""
 
     def _hopeless(self, own: list[Trial]) -> str:
-        """Why the sweep has to stop; empty if it does not."""
+        """Return why the sweep has to stop; empty if it does not."""
         last = own[-self.options.stop_after :]
         if not self.options.stop_after or len(last) < self.options.stop_after or not failures.alike(last):
             return ""
@@ -146,7 +146,7 @@ class _Sweep:
 
 
 def _make(folder: Path) -> None:
-    """Make the folder for the trials, and see that it can be written to."""
+    """Create the folder for the trials and check that it is writable."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -172,12 +172,12 @@ def _plan(options: argparse.Namespace, swept: Source) -> Plan:
 
 def _trial_options(options: argparse.Namespace) -> trial.Options:
     if options.held_out is not None:
-        rows.read(options.held_out)  # what is wrong with it is to be seen before hours of training
+        rows.read(options.held_out)  # finds errors before hours of training
     if options.pruner != "NopPruner" and options.direction != "minimize":
-        raise NEFTuneError("--pruner compares losses while a model is trained; it goes with --direction minimize alone")
+        raise NEFTuneError("--pruner compares losses during training, so it needs --direction minimize")
     metrics = dict(options.metric)
     if len(metrics) < len(options.metric):
-        raise NEFTuneError("--metric: two have the same name; give each its own")
+        raise NEFTuneError("--metric: two metrics have the same name; use different names")
     for name, command in metrics.items():
         if not _words(f"--metric {name}=", command):
             raise NEFTuneError(f"--metric {name}: the command is empty; write NAME=COMMAND")
@@ -200,7 +200,7 @@ def _words(option: str, text: str) -> list[str]:
 
 
 def _about(options: argparse.Namespace, swept: Source, plan: Plan, chosen: trial.Options) -> Mapping[str, Any]:
-    """What all workers have to agree on. Alphas, seeds and how many alphas are drawn may differ."""
+    """Return the settings that all workers must share. Alphas, seeds and the number of drawn alphas may differ."""
     return {
         "format of the study": FORMAT,
         "framework": swept.framework,
@@ -220,7 +220,7 @@ def _digest(file: Path) -> str:
 
 
 def _utf8(option: str, name: str) -> str:
-    """The name, which a database can hold."""
+    """Return the name of the study, if a database can store it."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -229,7 +229,7 @@ def _utf8(option: str, name: str) -> str:
 
 
 def _of(module: Any, option: str, name: str, base: type) -> Any:
-    """An object of a class of Optuna's, as it comes."""
+    """Make an object of one of Optuna's classes, without arguments."""
     known = [one for one in module.__all__ if isinstance(getattr(module, one), type) and one != base.__name__]
     if name not in known:
         raise NEFTuneError(f"{option} {name}: {module.__name__} has no such class; it has {', '.join(known)}")

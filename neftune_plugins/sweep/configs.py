@@ -1,4 +1,4 @@
-"""The configuration of a trial: the user's, with other values at some places, and otherwise the same text."""
+"""Writes the configuration of a trial: the user's text with new values at some places."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -15,18 +15,19 @@ OURS = tuple(key(field) for field in fields(NoiseConfig))
 
 
 def noise(keys: Mapping[str, Any], owners: Sequence[Place]) -> dict[Place, Any]:
-    """Where to put these of our keys. Without an alpha none of them may stay: the others have no effect then."""
+    """Return the new values of our keys by place. Without an alpha all keys are removed, because they have no
+    effect."""
     if keys["neftune_noise_alpha"] is None:
         keys = dict.fromkeys(OURS)
     return {(*owner, name): value for owner in owners for name, value in keys.items()}
 
 
 def changed(text: str, values: Mapping[Place, Any]) -> str:
-    """A YAML document with these values, each at its place; None takes the key out.
+    """Return a YAML document with these values at their places; None removes the key.
 
-    Scalars stay as they are written: what is a number in YAML 1.1, 1.2 or OmegaConf, and what is not, differs.
+    Other scalars keep their spelling, because YAML 1.1, YAML 1.2 and OmegaConf disagree about which are numbers.
 
-    Raises NEFTuneError where something else than keys is at the place.
+    Raises NEFTuneError if a place is inside something other than a mapping.
     """
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     for place, value in values.items():

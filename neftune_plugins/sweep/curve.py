@@ -1,4 +1,4 @@
-"""The curve of a training: what `neftune_plugins.curve` has written so far."""
+"""Reads the loss curve of a training that `neftune_plugins.curve` has written so far."""
 
 import json
 from contextlib import suppress
@@ -6,14 +6,14 @@ from pathlib import Path
 
 from neftune_plugins.sweep.study import Point
 
-LONGEST = 500  # points kept of a run: a database's text may hold no more than 64 KiB
+LONGEST = 500  # points kept of a run: a text in a database may have at most 64 KiB
 
-# The names of the loss without noise: that of the framework's evaluation where there is one, and else ours.
+# Names of the loss without noise: that of the framework's evaluation if there is one, else ours.
 CLEAN = ("eval_loss", "neftune/clean_loss")
 
 
 def read(file: Path, *, noisy: bool) -> list[Point]:
-    """The curve so far; without noise, each loss is a clean one.
+    """Return the curve so far. In a run without noise, each loss is a clean one.
 
     The last line may be half written, and a step may have several.
     """
@@ -21,7 +21,7 @@ def read(file: Path, *, noisy: bool) -> list[Point]:
         return []
     steps: dict[int, dict[str, float]] = {}
     for line in file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
-        with suppress(ValueError, RecursionError):  # two processes may have written into one line
+        with suppress(ValueError, RecursionError):  # two processes may have written into the same line
             logs = json.loads(line)
             if isinstance(logs, dict) and isinstance(step := logs.pop("step", None), int):
                 numbers = {name: value for name, value in logs.items() if isinstance(value, int | float)}
@@ -37,6 +37,6 @@ def read(file: Path, *, noisy: bool) -> list[Point]:
 
 
 def thinned(points: list[Point]) -> list[Point]:
-    """At most LONGEST of them, evenly, the last included."""
+    """Return at most LONGEST points, evenly spaced, including the last."""
     every = -(-len(points) // LONGEST)
     return points[::-1][:: max(every, 1)][::-1]

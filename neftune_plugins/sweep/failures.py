@@ -1,4 +1,4 @@
-"""Why a training failed, from the end of its log."""
+"""Finds why a training failed, from the end of its log."""
 
 import re
 import signal
@@ -28,8 +28,11 @@ _RECENT = 12  # an exception counts as the cause if it is among this many last l
 
 
 def cause(log: str) -> str:
-    """The line of a log that says why its program ended: the last exception if it is near the end, and else the last
-    line that means something; with what follows where it ends in a colon. Empty where there is none."""
+    """Return the line of a log that says why its program ended; empty if there is none.
+
+    That is the last exception, if it is near the end, else the last meaningful line. A line that ends in a colon
+    includes the next one.
+    """
     lines = [_plain(line) for line in log.rpartition("\n$ ")[2].split("\n")]
     if log.startswith("$ ") or "\n$ " in log:
         del lines[0]  # the command
@@ -46,7 +49,7 @@ def cause(log: str) -> str:
 
 
 def ending(status: int) -> str:
-    """An exit status in words: a shell's 128 and more is a signal's number."""
+    """Return an exit status in words. From 128 on, a shell's status contains the number of a signal."""
     try:
         return f"status {status} ({signal.Signals(status - 128).name})"
     except ValueError:
@@ -54,7 +57,7 @@ def ending(status: int) -> str:
 
 
 def alike(trials: Sequence[Trial]) -> bool:
-    """Whether all of them failed, for one cause: what differs are numbers and paths at most."""
+    """Whether all of them failed for the same cause, which may differ in numbers and paths."""
     return all(trial.state == "failed" for trial in trials) and len(set(map(_kind, trials))) == 1
 
 
@@ -68,5 +71,5 @@ def _kind(trial: Trial) -> str:
 
 
 def _plain(line: str) -> str:
-    """A line as a screen finally shows it: a progress bar overwrites itself."""
+    """Return a line as a terminal finally shows it, because a progress bar overwrites itself."""
     return _RANK.sub("", _ESCAPES.sub("", line).rstrip("\r").rpartition("\r")[2]).rstrip()

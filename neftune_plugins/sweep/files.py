@@ -1,4 +1,4 @@
-"""Files of the user's: what is read of them whole or refused, and what is written to them whole or not at all."""
+"""Reads and writes files of the user, each as a whole or not at all."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ from neftune_plugins.errors import NEFTuneError
 
 
 def text(path: Path) -> str:
-    """The text of a file. Raises NEFTuneError where there is none, with the remedy."""
+    """Return the text of a file. Raises NEFTuneError, with the remedy, if it cannot be read."""
     try:
         if path.exists() and not path.is_file():
             what = "a folder" if path.is_dir() else "not a regular file"
@@ -22,8 +22,8 @@ def text(path: Path) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Replace a file, which stays as it was where the text cannot be written. Bytes of file names that are no UTF-8
-    are written as escapes, which are those of JSON too."""
+    """Replace a file. If the text cannot be written, the file does not change. Bytes of file names outside UTF-8 are
+    written as escapes, as JSON writes them."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")

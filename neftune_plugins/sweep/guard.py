@@ -1,10 +1,9 @@
-"""A command that does not outlive who asked for it.
+"""Runs a command that ends when its caller ends.
 
 python -m neftune_plugins.sweep.guard COMMAND...
 
-Runs the command until it ends, or until the standard input is closed: on purpose, or by the death of the process at the
-other end, however it died. Then the command and what it started get SIGTERM, and what is left of them SIGKILL.
-To be started as the leader of a session.
+Runs the command until it ends, or until standard input is closed, on purpose or because the process at the other end
+died. Then the command and its children get SIGTERM, and later SIGKILL. Start it as the leader of a session.
 """
 
 import os
@@ -28,7 +27,7 @@ def main(command: list[str]) -> None:
         end = time.monotonic() + PATIENCE
         while child.poll() is None and time.monotonic() < end:
             time.sleep(0.05)
-        signal_group(signal.SIGKILL)  # and so this process
+        signal_group(signal.SIGKILL)  # which includes this process
 
     def signal_group(number: int) -> None:
         os.killpg(0, number)

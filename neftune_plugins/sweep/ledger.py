@@ -1,4 +1,4 @@
-"""What the study's database says of the trainings of a plan: those that ended, those that run, those that are free.
+"""Reads from the study's database which trainings of a plan have ended, are running, or are free.
 
 Each trial of Optuna is one attempt at one cell of a plan. It ends with a record, or it was interrupted. All of this is
 computed from the list of trials and from which of the failed ones are to be tried again, so there is no state that an

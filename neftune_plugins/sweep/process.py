@@ -1,4 +1,4 @@
-"""Commands of a trial: each ends with the sweep, and writes into the trial's log."""
+"""Runs the commands of a trial. Each ends when the sweep ends, and writes into the trial's log."""
 
 import subprocess
 import sys
@@ -7,11 +7,11 @@ from pathlib import Path
 
 Look = Callable[[], None]
 
-LOOK = 1.0  # seconds between two looks at what a training has logged
+LOOK = 1.0  # seconds between two reads of what a training has logged
 
 
 def nothing() -> None:
-    """Look at nothing."""
+    """Do nothing."""
 
 
 def run(
@@ -37,7 +37,7 @@ def run(
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
-            start_new_session=True,  # Ctrl-C reaches the sweep alone, and the guard's group is the command
+            start_new_session=True,  # Ctrl-C reaches only the sweep; the guard's process group is the command
             pass_fds=(lock,),
         )
     assert process.stdin is not None
@@ -53,7 +53,7 @@ def run(
 
 
 def tail(log: Path, characters: int = 4000) -> str:
-    """The end of a log."""
+    """Return the end of a log."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 4 * characters))
         text = file.read().decode(errors="replace")

@@ -1,4 +1,4 @@
-"""How far a sweep is, on a terminal and in a pipe."""
+"""Shows the progress of a sweep, on a terminal and in a pipe."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ _COLOURS = {"complete": "green", "failed": "red", "pruned": "dim"}
 
 @contextmanager
 def shown(what: str, cells: int, ended: Sequence[Trial], workers: int) -> Iterator[None]:
-    """Show the bar with what is being done, on standard error if that is a terminal."""
+    """Show the bar and the current action on standard error, if that is a terminal."""
     filled = WIDTH * len(ended) // cells
     bar = f"[{'#' * filled}{'-' * (WIDTH - filled)}] {len(ended)}/{cells}{estimate(cells, ended, workers)}, {what}"
     with waiting(bar):
@@ -35,7 +35,7 @@ def estimate(cells: int, ended: Sequence[Trial], workers: int) -> str:
 
 
 def line(trial: Trial, objective: str) -> str:
-    """What came out of a trial."""
+    """Return the result of a trial in one line."""
     value = f", {objective} {conclusions.shown(trial.values[objective])}" if objective in trial.values else ""
     problem = f": {failures.first_line(trial)}, {trial.log}" if trial.error else ""
     state = coloured(trial.state, _COLOURS[trial.state])
@@ -50,7 +50,7 @@ def setting(alpha: float, noise: Iterable[str], seed: int) -> str:
 
 
 def summary(results: Results) -> str:
-    """Mean and spread of the objective over the seeds of each setting, and what they support."""
+    """Return mean and spread of the objective over the seeds of each setting, and the conclusion."""
     trials, objective = results.study.trials, results.study.objective
     rows: list[tuple[str, ...]] = [("alpha", *AXES, objective, "spread", "seeds", "failed", "pruned")]
     for setting in sorted(set(map(setting_of, trials))):
@@ -71,7 +71,7 @@ RETRY = "to train them again, run the same command with --retry-failed."
 
 
 def duration(seconds: float) -> str:
-    """A time in words."""
+    """Return a time in words."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

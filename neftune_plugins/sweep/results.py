@@ -1,4 +1,4 @@
-"""The numbers of a study: by setting of the noise, metric and seed."""
+"""The values of a study, by setting of the noise, metric and seed."""
 
 import itertools
 import math
@@ -10,16 +10,16 @@ from neftune_plugins.sweep.statistics import BySeed, Difference, Length, differe
 from neftune_plugins.sweep.study import AXES, Study, Trial
 
 SETS = {"held_out": "held-out", "trained_on": "trained-on"}
-"""The rows that `neftune_plugins.sweep.measure` names its values after, and how they are called."""
+"""The sets of rows that `neftune_plugins.sweep.measure` measures, with their labels."""
 
 
 @dataclass(frozen=True)
 class _Quantity:
-    """What a value is of.
+    """A kind of value.
 
-    label: how it is called.
-    low, high: between which all its values are.
-    good: 1 if more of it is better, -1 if less is, 0 where that depends.
+    label: its name in the report.
+    low, high: the smallest and the largest possible value.
+    good: 1 if larger is better, -1 if smaller is better, 0 if that depends.
     """
 
     label: str
@@ -38,21 +38,21 @@ _MEASURED = {
     "rouge_l": _Quantity("ROUGE-L", high=1),
     "bleu": _Quantity("BLEU", high=100),
 }
-# Those of some trainings, such as GRPO, may be negative.
+# The losses of some trainings, such as GRPO, may be negative.
 _LOGGED = {
     "train_loss": _Quantity("last loss in training, with the noise", low=-math.inf, good=-1),
     "clean_loss": _Quantity("last loss in training, without noise", low=-math.inf, good=-1),
 }
 _UNKNOWN = _Quantity("", low=-math.inf)
-# What ends so is not of the wording of an answer, so that its length could be what changes it.
+# Metrics with these endings do not describe the wording of answers, so the length of answers does not explain them.
 _NOT_OF_THE_WORDING = ("loss", "length", "unfinished", "chunked")
 
 
 @dataclass(frozen=True, order=True)
 class Setting:
-    """What trials have in common that differ in their seed alone.
+    """The setting of trials that differ only in their seed.
 
-    noise: what it has of each of the `AXES`; empty texts without noise.
+    noise: its value on each of the `AXES`; empty texts without noise.
     """
 
     alpha: float
@@ -73,13 +73,14 @@ def finite(value: float | None) -> bool:
 
 
 def label(metric: str) -> str:
-    """How a value is called; a user's own goes by its name."""
+    """Return the label of a value; a user's own metric keeps its name."""
     rows, name = _split(metric)
     return f"{SETS[rows]} {_MEASURED[name].label}" if rows and name in _MEASURED else _quantity(metric).label or metric
 
 
 def bounds(metric: str) -> tuple[float, float]:
-    """Between which all values of a metric are; infinite where there is no such bound, or it is a user's own."""
+    """Return the smallest and the largest possible value of a metric; infinite if unknown, as for a user's own
+    metric."""
     quantity = _quantity(metric)
     return quantity.low, quantity.high
 
@@ -90,7 +91,7 @@ def _quantity(metric: str) -> _Quantity:
 
 
 def _split(metric: str) -> tuple[str, str]:
-    """Which rows a value is of, and what it is; another is of no rows."""
+    """Return the rows that a value was measured on, and its kind; a user's own metric has no rows."""
     for rows in SETS:
         if metric.startswith(f"{rows}_"):
             return rows, metric.removeprefix(f"{rows}_")
@@ -99,13 +100,13 @@ def _split(metric: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Results:
-    """What a study has measured."""
+    """The measurements of a study."""
 
     study: Study
 
     @cached_property
     def complete(self) -> dict[Setting, list[Trial]]:
-        """The trials that finished, by setting, from the smallest alpha."""
+        """The finished trials by setting, from the smallest alpha."""
         found: dict[Setting, list[Trial]] = {}
         for trial in self.study.trials:
             if trial.state == "complete":
@@ -114,29 +115,29 @@ class Results:
 
     @cached_property
     def metrics(self) -> list[str]:
-        """What has been measured: the objective first, then in the order in which it was."""
+        """The names of the metrics: the objective first, the others in the order in which they were measured."""
         names = [name for trials in self.complete.values() for trial in trials for name in trial.values]
         ordered = dict.fromkeys([self.study.objective, *names])
         return [name for name in ordered if any(self.by_seed(setting, name) for setting in self.complete)]
 
     @cached_property
     def noises(self) -> list[tuple[str, ...]]:
-        """What the settings with noise have of the `AXES`."""
+        """The values of the settings with noise on the `AXES`."""
         return sorted({setting_of(trial).noise for trial in self.study.trials} - {NO_NOISE.noise})
 
     def name(self, setting: Setting) -> str:
-        """How a setting is called."""
+        """Return the label of a setting."""
         if setting == NO_NOISE:
             return "no noise"
         return f"alpha {setting.alpha:g} {self.varied(setting.noise)}".rstrip()
 
     def varied(self, noise: tuple[str, ...]) -> str:
-        """What is not the same in all settings with noise."""
+        """The axes on which the settings with noise differ."""
         several = [len(set(values)) > 1 for values in zip(*self.noises, strict=True)]
         return " ".join(itertools.compress(noise, several))
 
     def by_seed(self, setting: Setting, metric: str) -> BySeed:
-        """The finite values of a metric; of trials that have the same seed their mean."""
+        """Return the finite values of a metric by seed; trials with the same seed give their mean."""
         values: dict[int, list[float]] = {}
         for trial in self.complete.get(setting, []):
             value = trial.values.get(metric)
@@ -145,22 +146,25 @@ class Results:
         return {seed: statistics.fmean(several) for seed, several in sorted(values.items())}
 
     def differences(self, metric: str) -> dict[Setting, Difference]:
-        """From the runs without noise, of each setting that has the metric; empty without such runs."""
+        """Return the difference from the runs without noise for each setting with the metric; empty without such
+        runs."""
         none = self.by_seed(NO_NOISE, metric)
         values = {setting: self.by_seed(setting, metric) for setting in self.complete if setting != NO_NOISE}
         values = {setting: own for setting, own in values.items() if own and none}
         return {setting: difference(own, none, len(values)) for setting, own in values.items()}
 
     def good(self, metric: str) -> int:
-        """1 if more of a metric is better, -1 if less is, 0 where that is not known."""
+        """Return 1 if a larger value of a metric is better, -1 if a smaller one is, 0 if that is unknown."""
         if metric == self.study.objective:
             return 1 if self.study.direction == "maximize" else -1
         return _quantity(metric).good
 
     def length(self, setting: Setting, metric: str) -> Length | None:
-        """What the length of the answers has to do with a metric's difference from the runs without noise. None where
-        the metric is not of the wording of answers, or their length was not measured. A metric of the user's is taken
-        as one of the held-out answers."""
+        """Return how far the length of the answers explains a metric's difference from the runs without noise.
+
+        None if the metric does not describe the wording of answers, or if their length was not measured. A user's own
+        metric counts as one of the held-out answers.
+        """
         if metric.endswith(_NOT_OF_THE_WORDING):
             return None
         lengths_of = f"{_split(metric)[0] or 'held_out'}_length"

@@ -1,4 +1,4 @@
-"""Rows of a dataset: what a model is asked, and the answer that it was to learn."""
+"""Reads the rows of a dataset: prompts and the answers that a model should learn."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from neftune_plugins.sweep import files
 
 Instructions = Literal["alpaca", "chat"]
 
-# The wording of Stanford Alpaca, with the line break behind the last heading that Axolotl's `type: alpaca` has.
+# The wording of Stanford Alpaca, with the line break after the last heading as in Axolotl's `type: alpaca`.
 _ALPACA = (
     "Below is an instruction that describes a task{paired}. Write a response that appropriately completes the request."
 )
@@ -22,8 +22,8 @@ _PAIRED = ", paired with an input that provides further context"
 class Row:
     """A prompt and the answer to it.
 
-    prompt: a text that the model is given as it is, or the messages of a chat, which go through its template.
-    answer: of the dataset.
+    prompt: a text that the model gets unchanged, or the messages of a chat, to which its template is applied.
+    answer: the answer in the dataset.
     """
 
     prompt: str | tuple[Mapping[str, str], ...]
@@ -31,16 +31,16 @@ class Row:
 
     @property
     def question(self) -> str:
-        """The prompt for a reader: of a chat the last message."""
+        """Return the prompt for display: of a chat, the last message."""
         return self.prompt if isinstance(self.prompt, str) else self.prompt[-1]["content"]
 
     def encode(self, tokenizer: Any) -> tuple[list[int], list[int]]:
-        """Token ids of the prompt, and of the answer with the end-of-sequence token.
+        """Return the token ids of the prompt, and of the answer with the end-of-sequence token.
 
-        Both are encoded by themselves, as the model itself begins its answer on a new token. What a chat template
-        writes behind the end of the answer is left out.
+        Both are encoded separately, because the model begins its answer with a new token. Text that a chat template
+        adds after the end of the answer is left out.
 
-        Raises NEFTuneError where the template is missing, or does not write a chat as its beginning and more.
+        Raises NEFTuneError if the template is missing, or if the prompt is not the beginning of the whole chat.
         """
         if isinstance(self.prompt, str):
             prompt = tokenizer(self.prompt).input_ids
@@ -64,13 +64,13 @@ class Row:
 
 
 def read(path: Path, instructions: Instructions = "alpaca") -> list[Row]:
-    """The rows of a file, JSON lines or one JSON list, of objects with these keys:
+    """Return the rows of a file, JSON lines or one JSON list, of objects with these keys:
 
     - `messages`: a chat whose last message, the assistant's, is the answer;
     - `instruction`, `output` and perhaps `input`: given to the model in Alpaca's wording, or as a chat;
     - `prompt` and `completion`: texts, or lists of messages.
 
-    Raises NEFTuneError for a row that is none of these, with its number.
+    Raises NEFTuneError, with the number of the row, for any other row.
     """
     text = files.text(path).strip()
     rows = []

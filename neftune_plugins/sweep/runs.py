@@ -1,4 +1,4 @@
-"""How a trial is trained: by a framework's own command from a configuration file, or by a Python file."""
+"""Prepares the training of a trial: a framework's own command with a configuration file, or a Python file."""
 
 import sys
 from collections.abc import Sequence
@@ -21,17 +21,17 @@ DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(NoiseC
 
 @dataclass(frozen=True)
 class Run:
-    """A command, and the folder in which it leaves the trained model."""
+    """A command, and the folder in which it saves the trained model."""
 
     command: Sequence[str]
     model: Path
 
 
 class Source(Protocol):
-    """What is swept over.
+    """The source of the trials.
 
     framework: its name.
-    noise: what noise has of the `AXES` where a sweep does not vary it.
+    noise: values on the `AXES` that the sweep does not vary.
     """
 
     framework: str
@@ -42,9 +42,9 @@ class Source(Protocol):
 
 
 class ConfigFile:
-    """A configuration file of a framework, whose command gets `more` arguments.
+    """A configuration file of a framework. Its training command gets `more` arguments.
 
-    Raises NEFTuneError where the framework is not known or not installed.
+    Raises NEFTuneError if the framework is unknown or not installed.
     """
 
     def __init__(self, file: Path, framework: str | None, more: Sequence[str]) -> None:
@@ -66,7 +66,7 @@ class ConfigFile:
         self.noise = DEFAULTS | {
             axis: value
             for axis in AXES
-            for owner in reversed(self._owners)  # the first says it
+            for owner in reversed(self._owners)  # the first one has the values
             if (value := _at(config, (*owner, f"neftune_noise_{axis}")))
         }
         self._can_be_changed()
@@ -78,7 +78,7 @@ class ConfigFile:
         return Run([*self._training.arguments(config, seed, output), *self._more], self._training.model(output))
 
     def _can_be_changed(self) -> None:
-        """Raise NEFTuneError where our keys cannot be put into the file or taken out, as those of a merge key."""
+        """Raise NEFTuneError if our keys cannot be written into the file or removed, such as keys of a merge key."""
         try:
             configs.changed(self._text, configs.noise({"neftune_noise_alpha": 5.0}, self._owners))
             text = configs.changed(self._text, configs.noise({"neftune_noise_alpha": None}, self._owners))
@@ -94,7 +94,7 @@ class ConfigFile:
 
 
 class PythonFile:
-    """A Python file that takes arguments as HfArgumentParser names those of TrainingArguments."""
+    """A Python file that takes the options that HfArgumentParser makes of TrainingArguments."""
 
     framework = PYTHON
     noise = DEFAULTS
@@ -112,7 +112,7 @@ class PythonFile:
 
 
 def source(file: Path, framework: str | None, more: Sequence[str]) -> Source:
-    """The source that a file is. Raises NEFTuneError where it is not there, or of no framework."""
+    """Return the source for a file. Raises NEFTuneError if it does not exist or belongs to no framework."""
     files.text(file)
     return PythonFile(file, more) if file.suffix == ".py" else ConfigFile(file, framework, more)
 

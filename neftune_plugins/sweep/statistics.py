@@ -18,7 +18,10 @@ BySeed = Mapping[int, float]
 
 @dataclass(frozen=True)
 class Summary:
-    """spread: standard deviation over the seeds; None for one seed."""
+    """Mean of a setting.
+
+    spread: standard deviation over the seeds; None for one seed.
+    """
 
     mean: float
     spread: float | None
@@ -26,18 +29,18 @@ class Summary:
 
 
 def summary(values: BySeed) -> Summary:
-    """Mean and spread of at least one value."""
+    """Return mean and spread of at least one value."""
     spread = _rounded(statistics.stdev(values.values()), values.values()) if len(values) > 1 else None
     return Summary(statistics.fmean(values.values()), spread, len(values))
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Between the means of two settings.
+    """The difference between the means of two settings.
 
-    margin: half of the confidence interval; None where there is none.
-    seeds: how many of each setting are compared.
-    how: `paired` by seed, or `unpaired`; or why there is no margin: `few` seeds, or `constant`, they change nothing.
+    margin: half the width of the confidence interval; None if there is no interval.
+    seeds: number of compared seeds of each setting.
+    how: `paired` by seed, or `unpaired`; without a margin the reason: `few` seeds, or `constant` values.
     """
 
     difference: float
@@ -95,14 +98,14 @@ class Length:
 
 
 def length(runs: Sequence[Sequence[tuple[float, float]]], setting: int, other: int) -> Length:
-    """Whether the length of the answers alone may explain how far a metric lies in one setting from another.
+    """Return whether the length of the answers alone may explain the difference of a metric between two settings.
 
-    runs: of each setting, mean length and metric of each of its runs; `setting` and `other` number two of them.
+    runs: for each setting, mean length and metric of each run; `setting` and `other` are indices of two settings.
 
-    Among the runs of one setting the noise is the same: what the metric does with the length there is not the noise's
-    doing. That slope, fitted to all settings together by least squares, times the difference of the lengths is what
-    length alone would give. It may explain the whole difference of the metric if that is no further from zero than the
-    end of the interval; or, where no slope can be fitted, if the lengths differ at all.
+    The runs of one setting have the same noise, so the noise does not explain how the metric varies with the length
+    among them. This slope, fitted to all settings together by least squares, times the difference of the lengths is
+    the effect of the length alone. It may explain the whole difference of the metric if the difference is no further
+    from zero than the end of the interval, or, if no slope can be fitted, if the lengths differ at all.
     """
     points = []
     for pairs in runs:
@@ -124,10 +127,10 @@ def length(runs: Sequence[Sequence[tuple[float, float]]], setting: int, other: i
 
 
 def _rounded(spread: float, values: Iterable[float]) -> float:
-    """The spread; 0 where it is no more than the rounding of the values and of their differences."""
+    """Return the spread; 0 if it is not larger than the rounding of the values and of their differences."""
     return spread if spread > 1e-9 * max(map(abs, values)) else 0.0
 
 
 def _quantile(freedom: float, comparisons: int = 1) -> float:
-    """Of Student's t, for an interval on both sides."""
+    """Return the quantile of Student's t for a two-sided interval."""
     return float(student.ppf(1 - (1 - CONFIDENCE) / 2 / comparisons, freedom))

@@ -1,4 +1,4 @@
-"""The database of a study, as Optuna opens it."""
+"""Opens the database of a study through Optuna."""
 
 import os
 import sqlite3
@@ -22,11 +22,11 @@ TRIES = 5
 PATIENCE = 60.0  # seconds that SQLite waits for another worker's transaction
 
 Where = str | Path
-"""The URL of a database, or the file of one in SQLite."""
+"""The URL of a database, or the file of an SQLite database."""
 
 
 def opened(where: Where, heartbeat: int) -> optuna.storages.RDBStorage:
-    """The storage, whose tables are made where they are missing. Raises NEFTuneError where it cannot be reached."""
+    """Return the storage; creates missing tables. Raises NEFTuneError if it cannot be reached."""
     url, options = _engine(where)
     make = partial(_storage, url, engine_kwargs=options, heartbeat_interval=heartbeat, grace_period=4 * heartbeat)
     for left in reversed(range(TRIES)):
@@ -34,7 +34,7 @@ def opened(where: Where, heartbeat: int) -> optuna.storages.RDBStorage:
             storage = make()
             break
         except (*_ERRORS, ImportError, KeyError, IndexError, ValueError) as error:
-            # Two workers that make the tables at the same moment: one of them fails, and finds them there then.
+            # If two workers create the tables at the same moment, one fails and then finds them.
             if not left or not isinstance(error, OperationalError | sqlalchemy.exc.IntegrityError):
                 raise NEFTuneError(f"{shown(where)}: {cause(error)}") from None
             time.sleep(1)
@@ -44,7 +44,7 @@ def opened(where: Where, heartbeat: int) -> optuna.storages.RDBStorage:
 
 
 def read(where: Where) -> optuna.storages.RDBStorage | None:
-    """The storage, for reading alone; None where there is none yet."""
+    """Return the storage for reading only; None if it does not exist yet."""
     if isinstance(where, Path) and not where.exists():
         return None
     url, options = _engine(where, "?mode=ro")
@@ -58,7 +58,7 @@ def read(where: Where) -> optuna.storages.RDBStorage | None:
 
 
 def shown(where: Where) -> str:
-    """The option that says where, for messages; without a password."""
+    """Return the option with the place of the database, without its password, for messages."""
     if isinstance(where, Path):
         return f"--output {where.parent}: the study's database {where.name}"
     try:
@@ -68,7 +68,7 @@ def shown(where: Where) -> str:
 
 
 def cause(error: BaseException) -> str:
-    """What the database itself said, in one line."""
+    """Return the database's own error in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     original = getattr(error, "orig", None) or error
@@ -79,7 +79,7 @@ def cause(error: BaseException) -> str:
 
 @contextmanager
 def problems(where: Where) -> Iterator[None]:
-    """Errors of the database and of files within the block become NEFTuneErrors, which say how to go on."""
+    """Turn errors of the database and of files in the block into NEFTuneErrors that say how to continue."""
     go_on = "The sweep stops here. Fix this, and run the same command to continue"
     try:
         yield
@@ -100,8 +100,11 @@ def _storage(url: str, **options: Any) -> optuna.storages.RDBStorage:
 
 
 def _engine(where: Where, mode: str = "") -> tuple[str, dict[str, Any]]:
-    """URL and options of SQLAlchemy's engine. The name of a file is in no URL of SQLAlchemy's or template of Optuna's,
-    to which `?`, `%`, `#` and braces say something."""
+    """Return URL and options of SQLAlchemy's engine.
+
+    The name of a file is neither in the URL nor in Optuna's template, because `?`, `%`, `#` and braces have a meaning
+    there.
+    """
     if isinstance(where, Path):
         file = f"file:{quote(os.fsencode(where))}{mode}"
         connect: Callable[[], sqlite3.Connection] = partial(
@@ -121,7 +124,8 @@ def _engine(where: Where, mode: str = "") -> tuple[str, dict[str, Any]]:
 
 
 def _one_at_a_time(engine: sqlalchemy.Engine) -> None:
-    """SQLite has no `SELECT ... FOR UPDATE`, on which Optuna relies: a transaction takes the lock at its beginning."""
+    """Lock an SQLite database at the beginning of each transaction. Optuna relies on `SELECT ... FOR UPDATE`, which
+    SQLite does not have."""
 
     @sqlalchemy.event.listens_for(engine, "connect")
     def leave_transactions_alone(connection: sqlite3.Connection, record: object) -> None:

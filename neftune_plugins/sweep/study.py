@@ -1,4 +1,4 @@
-"""What a sweep has found, as plain data: what measurement and report are made from."""
+"""The results of a sweep as plain data, from which measurement and report are made."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -16,11 +16,11 @@ HELD_OUT_LOSS = "held_out_loss"  # mean cross-entropy per answer token of the he
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """What a training logged at one step.
+    """A log entry of a training.
 
-    step: of the optimiser, from 1.
-    loss: the training loss, with the noise in it.
-    clean_loss: of the same examples without noise, or of the framework's evaluation; None where none was logged.
+    step: number of the optimiser step, from 1.
+    loss: training loss, with noise.
+    clean_loss: loss of the same examples without noise, or of the framework's evaluation; None if none was logged.
     """
 
     step: int
@@ -30,17 +30,17 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One training run that has ended.
+    """A training run that has ended.
 
-    number: of the run in the study, from 0.
-    alpha: of the noise; 0 is a run without.
-    type, length: of the noise; `none` without.
-    seed: of the run.
+    number: number of the run in the study, from 0.
+    alpha: 0 is a run without noise.
+    type, length: values of the keys; `none` without noise.
+    seed: seed of the run.
     seconds: from the start of the training to the end of the measurement.
-    values: what was measured of the trained model, by name.
-    curve: what the training logged, in the order of the steps.
+    values: measurements of the trained model, by name.
+    curve: log entries of the training, in the order of the steps.
     log: path of the file with the output of training and measurement.
-    error: the end of that output where the trial failed.
+    error: end of that output, if the trial failed.
     """
 
     number: int
@@ -60,7 +60,7 @@ class Trial:
 
     @property
     def noise(self) -> tuple[str, ...]:
-        """What it has of each of the `AXES`."""
+        """The values on the `AXES`."""
         return tuple(getattr(self, axis) for axis in AXES)
 
     @classmethod
@@ -72,8 +72,8 @@ class Trial:
 class Study:
     """A sweep.
 
-    config: the file that was swept over, with the framework that it is of.
-    objective: the name of the value that is best where it is smallest or largest, as `direction` says.
+    config: the configuration file, with its framework.
+    objective: the name of the value to minimise or maximise, as `direction` says.
     """
 
     config: str

@@ -1,7 +1,7 @@
-"""What the NEFTune paper (arXiv 2310.05914) measures of answers, in its sections 5.1 and 5.2.
+"""The measurements of answers in sections 5.1 and 5.2 of the NEFTune paper (arXiv 2310.05914).
 
-Words are what stands between spaces, as in the paper's Table 4; each character of Chinese and Japanese counts as one,
-since these are written without.
+Words are separated by spaces, as in the paper's Table 4. Each character of Chinese and Japanese counts as a word,
+because these are written without spaces.
 """
 
 import math
@@ -14,19 +14,19 @@ from sacrebleu.metrics.bleu import BLEU
 CHUNK = 50
 """Number of words at the beginning of an answer in which repetition is measured: the paper's number for Alpaca."""
 
-# The largest log-diversity, that of a text without repetition, whose logarithm would be infinite.
+# The log-diversity of a text without repetition, which would be infinite otherwise.
 LARGEST = 20.0
 
 _WITHOUT_SPACES = re.compile(r"([\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
 
 
 def words(text: str) -> list[str]:
-    """The words of a text."""
+    """Return the words of a text."""
     return _WITHOUT_SPACES.sub(r" \1 ", text).split()
 
 
 def repetition(text: Sequence[str], n: int) -> float:
-    """1 - (different n-grams) / (all n-grams): 0 where none repeats. The text has at least n words."""
+    """Return 1 - (different n-grams) / (all n-grams), which is 0 without repetition. Needs at least n words."""
     found = [tuple(text[start : start + n]) for start in range(len(text) - n + 1)]
     return 1 - len(set(found)) / len(found)
 
@@ -44,11 +44,11 @@ def log_diversity(text: Sequence[str]) -> float:
 
 
 def diversity(answers: Sequence[str], chunk: int = CHUNK) -> dict[str, float]:
-    """Means over the answers of their first `chunk` words, 4 or more. Shorter answers are left out, as in section 5.2:
-    n-grams recur more often in a longer text.
+    """Measure repetition in the first `chunk` words, 4 or more, of each answer, and return the means.
 
-    Returns `chunked`, the share of the answers that are long enough, and where there are any, `two_gram_repetition`,
-    from 0 to 1, and `log_diversity`.
+    Shorter answers are left out, as in section 5.2, because n-grams recur more often in a longer text. Returns
+    `chunked`, the share of answers that are long enough, and, if there are any, `two_gram_repetition`, from 0 to 1, and
+    `log_diversity`.
     """
     chunks = [text[:chunk] for text in map(words, answers) if len(text) >= chunk]
     values = {"chunked": len(chunks) / len(answers)}
@@ -59,15 +59,15 @@ def diversity(answers: Sequence[str], chunk: int = CHUNK) -> dict[str, float]:
 
 
 class _Words:
-    """What ROUGE-L compares: words in lower case without punctuation. In English they are those of rouge-score itself,
-    which knows no letters but a to z."""
+    """Return the words that ROUGE-L compares: in lower case, without punctuation. For English they equal those of
+    rouge-score, which keeps only the letters a to z."""
 
     def tokenize(self, text: str) -> list[str]:
         return [word for part in words(text.lower()) for word in re.findall(r"[^\W_]+", part)]
 
 
 def similarity(answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """How much of the references' wording the answers have (section 5.1).
+    """Measure how much of the references' wording the answers contain (section 5.1).
 
     Returns `rouge_l`, the mean F1 of rouge-score from 0 to 1, without stemming, and `bleu`, sacreBLEU's of the whole
     corpus, from 0 to 100, up to 4-grams, with its tokenizer 13a.

@@ -1,4 +1,4 @@
-"""One trial: the training, what is measured of the trained model, and the record of it."""
+"""Runs one trial: the training, the measurement of the trained model, and the record."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from neftune_plugins.sweep.attempts import Attempt
 from neftune_plugins.sweep.runs import Source
 from neftune_plugins.sweep.study import Point, State, Trial
 
-LOSS, CLEAN_LOSS = "train_loss", "clean_loss"  # the last ones of the curve
+LOSS, CLEAN_LOSS = "train_loss", "clean_loss"  # the last values of the curve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class _PrunedError(Exception):
 
 
 def run(attempt: Attempt, source: Source, options: Options, lock: int) -> Trial:
-    """Run it to its end, be that a failure, and have it recorded. What it writes is in the attempt's folder."""
+    """Run a trial to its end or failure, and record it. Its output is in the attempt's folder."""
     with attempt.running():
         attempt.folder.mkdir(parents=True)
         begin = time.monotonic()

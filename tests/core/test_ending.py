@@ -50,7 +50,8 @@ def test_output_on_a_full_disk(name, buffered):
     with open("/dev/full", "w") as full:
         result = run(COMMANDS[name], stdout=full, env={**os.environ, "PYTHONUNBUFFERED": buffered})
     assert result.returncode == 2
-    assert result.stderr == "neftune: the output cannot be written: No space left on device\n"
+    problem = "neftune: the output cannot be written: No space left on device; free space, or write it elsewhere\n"
+    assert result.stderr == problem
 
 
 @pytest.mark.parametrize("name", COMMANDS)

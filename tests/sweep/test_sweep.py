@@ -144,7 +144,7 @@ WRONG = {
     "arguments": (["--alpha", "5", "--sampler", "GridSampler"], "cannot be made without arguments", None),
     "pruner": (
         ["--alpha", "5", "--pruner", "MedianPruner", "--direction", "maximize"],
-        "it goes with --direction minimize alone",
+        "so it needs --direction minimize",
         None,
     ),
     "rows": (["--alpha", "5", "--held-out", "gone.jsonl"], "gone.jsonl: there is no such file", None),

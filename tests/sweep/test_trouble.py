@@ -264,7 +264,7 @@ WRONG = {
     "measure": (["--measure", "--limit '5"], "--measure --limit '5: no closing quotation", ""),
     "metric": (["--metric", 'size=wc "x'], '--metric size=wc "x: no closing quotation', ""),
     "empty metric": (["--metric", "size= "], "--metric size: the command is empty", ""),
-    "same metric": (["--metric", "a=x", "--metric", "a=y"], "--metric: two have the same name", ""),
+    "same metric": (["--metric", "a=x", "--metric", "a=y"], "--metric: two metrics have the same name", ""),
     "memory": (["--storage", "sqlite://"], "--storage sqlite://: this database is in memory", ""),
     "no url": (["--storage", "study.db"], "--storage study.db: ", ""),
     "braces": (["--storage", "sqlite:///{x}.db"], "Optuna reads what is in braces as a template", ""),
