@@ -80,8 +80,8 @@ def test_the_doctor_on_an_adapter_that_is_not_active(little):
     [
         ("NEFTUNE_PLUGINS", "0", ""),
         ("TORCH_DEVICE_BACKEND_AUTOLOAD", "0", ""),
-        ("TORCH_DEVICE_BACKEND_AUTOLOAD", "true", ", and torch takes everything but 1 as off"),
-        ("TORCH_DEVICE_BACKEND_AUTOLOAD", "", ", and torch takes everything but 1 as off"),
+        ("TORCH_DEVICE_BACKEND_AUTOLOAD", "true", ", and torch treats every value except 1 as off"),
+        ("TORCH_DEVICE_BACKEND_AUTOLOAD", "", ", and torch treats every value except 1 as off"),
     ],
 )
 def test_the_doctor_tells_what_is_switched_off(little, variable, value, why):
