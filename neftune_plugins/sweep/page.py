@@ -11,8 +11,9 @@ from typing import Any
 
 import jinja2
 
+from neftune_plugins.commands import files
 from neftune_plugins.commands.chart import COLOURS, STYLE, Chart, Dot, Line, colour, marker
-from neftune_plugins.sweep import conclusions, files
+from neftune_plugins.sweep import conclusions
 from neftune_plugins.sweep.results import NO_NOISE, Results, Setting, bounds, finite, label, setting_of
 from neftune_plugins.sweep.statistics import Difference, Summary, summary
 from neftune_plugins.sweep.study import AXES, Study, Trial
