@@ -7,7 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ class Recorder:
             if torch.compiler.is_compiling() or getattr(self._local, "inside", False):
                 return original(module, *args, **kwargs)
             with self._inside():
-                if not has_tokens((args, kwargs)) or _is_lookup(module):
+                if not has_tokens((args, kwargs)) or not is_model(module):
                     return original(module, *args, **kwargs)
                 return self._record(module, args, kwargs)
 
@@ -133,10 +133,9 @@ class Recorder:
         finally:
             watch.stop()
         try:
-            captured = watch.compare(args, kwargs)
-        except Exception as error:
-            captured = Blind(f"a second forward pass failed: {type(error).__name__}: {error}")
-        kind.add(captured, kwargs.get("inputs_embeds") is not None)
+            kind.add(watch.compare(args, kwargs), kwargs.get("inputs_embeds") is not None)
+        except Exception as error:  # the run goes on as without the probe
+            kind.blind[f"measuring failed: {type(error).__name__}: {error}"] += 1
         return output
 
     def _kind(self, module: nn.Module) -> Kind:
@@ -176,14 +175,14 @@ class Recorder:
             "rank": int(os.environ.get("RANK", 0)),
             "steps": self._done,
             "alpha": self._alpha,
-            "kinds": [asdict(kind) for kind in self._kinds.values()],
+            "kinds": [vars(kind) for kind in self._kinds.values()],
         }
         part = self._file.with_suffix(".part")
         part.write_text(json.dumps(report))
         part.replace(self._file)
 
 
-def has_tokens(value: object, depth: int = 3) -> bool:
+def has_tokens(value: object, depth: int = 5) -> bool:
     """Whether there are token ids (B, L), or their embeddings by name, in these arguments."""
     if isinstance(value, Tensor):
         return value.dim() == 2 and not value.is_floating_point() and value.dtype != torch.bool
@@ -202,9 +201,16 @@ def unmeasurable(module: nn.Module) -> str:
     return ""
 
 
+def is_model(module: nn.Module) -> bool:
+    """Whether tokens are looked up inside. Neither a lookup alone, nor a block that checkpointing runs again."""
+    return any(inner is not module and _is_lookup(inner) for inner in module.modules())
+
+
 def _is_lookup(module: nn.Module) -> bool:
-    """An embedding that is called by itself, before a model."""
-    return "embedding" in type(module).__name__.lower() and not hasattr(module, "config")
+    if isinstance(module, nn.Embedding):
+        return True
+    weight = getattr(module, "weight", None)
+    return "embedding" in type(module).__name__.lower() and isinstance(weight, Tensor) and weight.dim() == 2
 
 
 def _name(module: nn.Module) -> str:
