@@ -56,6 +56,8 @@ def command(framework: str, method: str, folder: Path, *, native: bool) -> list[
         file.write_text(yaml.safe_dump(configs.with_keys(config, keys)))
         arguments = ["--dataset", str(configs.write_dataset(folder)), "--output_directory", str(folder / "out")]
         return [str(SCRIPTS / "ludwig"), "train", "--config", str(file), *arguments, "--skip_save_processed_input"]
+    if framework == "axolotl" and not native:
+        config = importlib.import_module("tests.axolotl.driver").with_plugin(config)
     file.write_text(yaml.safe_dump({"output_dir": str(folder / "out"), **config, **keys}))
     program = {"axolotl": "axolotl", "llamafactory": "llamafactory-cli"}[framework]
     return [str(SCRIPTS / program), "train", str(file)]

@@ -13,7 +13,6 @@ TRAINER, ROLLOUT, REFERENCE, TEACHER, EVALUATION = CALLERS = (
     "evaluation",
 )
 
-_GENERATING = ("generate", "_generate", "rollout")
 _EVALUATING = ("evaluat", "predict", "validat", "batch_eval", "test_step")
 
 
@@ -28,14 +27,21 @@ def caller(model: Any, *, trained: bool, adapters: str) -> str:
         owner = frame.f_locals.get("self")
         if owner is not None:
             roles += [name for name, value in _attributes(owner) if value is model]
-    if any(name.startswith(_GENERATING) or "rollout" in name for name in names):
-        return ROLLOUT
-    if any(part in name for name in names for part in _EVALUATING):
-        return EVALUATION
     if not trained:
         taught = any("teacher" in role.lower() for role in roles) or any("teacher" in name for name in names)
         return TEACHER if taught else REFERENCE
-    return REFERENCE if adapters == "off" else TRAINER
+    if adapters == "off":
+        return REFERENCE
+    if any(map(_generates, names)):
+        return ROLLOUT
+    if any(part in name for name in names for part in _EVALUATING):
+        return EVALUATION
+    return TRAINER
+
+
+def _generates(name: str) -> bool:
+    """TRL's `_generate_and_score_completions` takes log-probabilities, too."""
+    return "rollout" in name or (name.lstrip("_").startswith("generate") and "score" not in name)
 
 
 def alpha_in_sight() -> float | None:

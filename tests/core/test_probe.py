@@ -1,5 +1,6 @@
 """`neftune probe` on loops of torch alone."""
 
+import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -11,7 +12,7 @@ import yaml
 from neftune_plugins.probing.alpha import alpha_of
 from neftune_plugins.probing.command import inject
 from neftune_plugins.probing.findings import Findings
-from tests.support.commands import neftune
+from tests.support.commands import ENVIRONMENT, neftune
 from tests.support.probing import ROOT, assert_is_the_native_hooks, assert_is_the_papers, probed
 
 LOOP = [sys.executable, "-m", "tests.support.probed_loop"]
@@ -72,6 +73,19 @@ def test_a_run_that_goes_on_is_the_run_without_the_probe(tmp_path, what):
     [loaded] = [line for line in shown if line.startswith("loaded")]
     assert "neftune_plugins.proof.measure" in loaded
     assert ("neftune_plugins.model" in loaded, "neftune_plugins.noise" in loaded) == ((what == "ours"),) * 2
+
+
+@pytest.mark.parametrize("what", ["ours", "native"])
+def test_a_sharded_model_in_two_processes(tmp_path, what):
+    """FSDP2: losses to the bit as without the probe, whose forward passes are between the forward and the backward."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*torchrun, "-m", "tests.support.probed_loop", what, "sharded"]
+    ended, found = probed(command, tmp_path, "--alpha", "5", "--go-on")
+    (assert_is_the_papers if what == "ours" else assert_is_the_native_hooks)(ended, found)
+    assert found["processes"] == 2
+    alone = subprocess.run(command, cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True, check=True)
+    losses = [sorted(line for line in run.stdout.splitlines() if line.startswith("loss")) for run in (alone, ended)]
+    assert losses[0] == losses[1] and len(losses[0]) == 10
 
 
 def test_processes_that_do_not_train_report_nothing(tmp_path):

@@ -2,6 +2,7 @@
 
 native: noise by a hook like the frameworks'. evaluated: with that hook on in evaluation, too. ours: by this package.
 reference: a second model, whose hook is always on. compiled: the model is compiled. workers: a process loads the data.
+sharded: by FSDP2, in two processes of torchrun.
 fails: with status 7, before it trains. Prints each loss to the bit, the random state at the end, and which modules of
 this package are loaded.
 """
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 
 ALPHA = 5.0
@@ -78,6 +80,10 @@ class Trainer:
         self.what = what
         self.model, self.ref_model = Little(), Little()
         self.handle = None
+        if "sharded" in what:
+            torch.distributed.init_process_group("gloo")
+            for block in (*self.model.blocks, self.model):
+                fully_shard(block)
         if "ours" in what:
             from neftune_plugins import NoiseConfig, install
 
