@@ -96,6 +96,31 @@ def shown(found: dict[str, Any]) -> dict[str, Any]:
     return {"verdict": found["verdict"].split(":")[0], "steps": found["steps"], "kinds": kinds}
 
 
+def recorded() -> str:
+    """The records as a table: the range of the noise, by framework, method and who called the model."""
+    lines = ["| framework | method | passes of | native hook | this package |", "| --- | --- | --- | --- | --- |"]
+    for framework, found in json.loads(RECORD.read_text()).items():
+        for method, pair in found["methods"].items():
+            callers = dict.fromkeys(kind["caller"] for one in pair.values() for kind in one["kinds"])
+            for caller in sorted(callers, key=lambda name: name != "trainer"):
+                cells = [_cell(pair.get(name), caller) for name in ("native", "ours")]
+                about = (f"{framework} {found['version']}", f"`{method}`", caller)
+                lines.append(f"| {' | '.join([*about, *cells])} |")
+    return "\n".join(lines)
+
+
+def _cell(found: dict[str, Any] | None, caller: str) -> str:
+    """The smallest and the largest ratio of the forward passes of one caller."""
+    kinds = [kind for kind in found["kinds"] if kind["caller"] == caller] if found else []
+    kinds = [kind for kind in kinds if kind["ratios"]]
+    if not kinds:
+        return "–"
+    low, high = min(kind["ratios"][0] for kind in kinds), max(kind["ratios"][2] for kind in kinds)
+    padding = max(kind["padding"] for kind in kinds)
+    noise = "none" if high == 0 else f"{low:.2f} to {high:.2f}"
+    return f"{noise}; padding {padding:.2f}" if padding else noise
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("framework", nargs="?", choices=METHODS)

@@ -117,7 +117,8 @@ class Trainer:
 
     def train(self) -> None:
         for number, (ids, mask) in enumerate(self.batches()):
-            print("loss", number, self.step(number, ids, mask).hex(), flush=True)
+            sys.stdout.write(f"loss {number} {self.step(number, ids, mask).hex()}\n")  # at once: processes share it
+            sys.stdout.flush()
         if self.handle is not None:
             self.handle.end()
 

@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 from neftune_transformers.tiny import make_tiny_model
 
 from benchmarks.probe import command
+from tests.support.documentation import shown
 from tests.support.probing import assert_is_the_native_hooks, assert_is_the_papers, probed
 from tests.support.texts import answer, question
 
@@ -24,6 +27,18 @@ def test_a_script_with_the_callback(tmp_path):
 def test_a_script_with_the_native_hook(tmp_path):
     ended, found = probed(command("transformers", "trainer", tmp_path, native=True), tmp_path, NEFTUNE_PLUGINS="0")
     assert_is_the_native_hooks(ended, found)
+    assert_shows(ended.stdout, shown("docs/proof.md", "text"))
+
+
+def assert_shows(output: str, page: str) -> None:
+    """The same words, and numbers that differ by rounding and the draw alone."""
+    printed = output[output.rindex("3 optimisation steps") :]
+    words = [re.split(r"[\s()]+", text.strip()) for text in (printed, page)]
+    for one, other in zip(*words, strict=True):
+        if re.fullmatch(r"\d\.\d+", other):
+            assert float(one) == pytest.approx(float(other), abs=0.03), printed
+        else:
+            assert one == other, printed
 
 
 def test_a_reference_without_adapters(tmp_path):
