@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from neftune_plugins.probing.alpha import alpha_of
+from neftune_plugins.probing.callers import caller
 from neftune_plugins.probing.command import inject
 from neftune_plugins.probing.findings import Findings
 from tests.support.commands import ENVIRONMENT, neftune
@@ -251,3 +252,36 @@ def test_the_folder_that_is_injected_holds_no_more_than_the_way_in(tmp_path):
         "neftune_probe.py",
         "sitecustomize.py",
     ]
+
+
+class Owner:
+    """Calls `caller` from functions with the names that trainers give them."""
+
+    def __init__(self) -> None:
+        self.model, self.ref_model, self.teacher_model = object(), object(), object()
+
+    def training_step(self, model: object, **about: object) -> str:
+        return caller(model, **{"trained": model is self.model, "adapters": "-", **about})
+
+    def generate(self, **about: object) -> str:
+        return self.training_step(self.model, **about)
+
+    def _generate_and_score_completions(self, model: object) -> str:
+        return self.training_step(model)
+
+    def evaluation_loop(self, model: object) -> str:
+        return self.training_step(model)
+
+
+def test_who_called_the_model():
+    owner = Owner()
+    assert owner.training_step(owner.model) == "trainer"
+    assert owner.training_step(owner.model, adapters="on") == "trainer"
+    assert owner.training_step(owner.model, adapters="off") == "reference"
+    assert owner.training_step(owner.ref_model) == "reference"
+    assert owner.training_step(owner.teacher_model) == "teacher"
+    assert owner.generate() == "rollout"
+    assert owner.generate(adapters="off") == "reference"
+    assert owner._generate_and_score_completions(owner.model) == "trainer"
+    assert owner._generate_and_score_completions(owner.ref_model) == "reference"
+    assert owner.evaluation_loop(owner.model) == "evaluation"
