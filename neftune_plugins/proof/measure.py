@@ -279,6 +279,15 @@ def _nothing_entered(model: nn.Module) -> Blind:
     )
 
 
+def compiled_lookup(model: nn.Module) -> str | None:
+    """The name of a compiled part of the model that holds an embedding: to observe it would compile it again. (Compiled
+    layers behind the lookup do no harm.)"""
+    for name, module in model.named_modules():
+        if _is_compiled(module) and any(hasattr(part, "num_embeddings") for part in module.modules()):
+            return name or type(module).__name__
+    return None
+
+
 def _is_compiled(module: nn.Module) -> bool:
     return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
@@ -289,10 +298,29 @@ def _clean(watched: Route, args: tuple[Any, ...], kwargs: Mapping[str, Any], sta
     the same, so the model may stay in its mode, and only the lookups are in evaluation."""
     route = Route(watched.model, streams=len(watched.entries))
     inside = [module for lookup in watched.lookups for module in lookup.modules()]
-    with random_state(state), _without_hooks(inside), _in_evaluation(inside):
+    with random_state(state), _same_attributes(watched.model), _without_hooks(inside), _in_evaluation(inside):
         route.run(args, kwargs)
     torch.clear_autocast_cache()  # it would hold weights that were cast without gradients
     return route.entries
+
+
+@contextlib.contextmanager
+def _same_attributes(model: nn.Module) -> Iterator[None]:
+    """What modules keep of their last forward pass, for a loss perhaps, stays that of the pass before. (FSDP1 keeps
+    views of its parameters there, and takes care of them itself.)"""
+    modules = list(model.modules())
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in modules):
+        yield
+        return
+    before = [(vars(module), dict(vars(module))) for module in modules]
+    try:
+        yield
+    finally:
+        for present, attributes in before:
+            if present.keys() != attributes.keys():
+                for name in present.keys() - attributes.keys():
+                    del present[name]
+            present.update(attributes)
 
 
 @contextlib.contextmanager
