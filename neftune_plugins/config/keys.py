@@ -16,6 +16,7 @@ _LARGEST_ALPHA = 1e30  # float32, the noise's own precision, holds it and what i
 
 Length = Literal["sequence", "padded"]
 Schedule = Literal["constant", "linear", "cosine"]
+Audit = Literal["stop", "warn", "off"]
 BUILT_IN_TYPES = ("uniform", "gaussian", "bernoulli")
 
 
@@ -96,6 +97,13 @@ class NoiseConfig:
         help="In every so many-th optimisation step the batches are evaluated once more without noise, and that loss "
         "is logged. An integer of at least 1. Left out, it never is.",
     )
+    audit: Audit = _field(  # noqa: RUF009
+        "stop",
+        key="neftune_audit",
+        annotation=Audit | None,
+        help="At the first step and then every 100 steps, measure the noise that enters the model and compare it with "
+        "its specification. stop: end the run with an error if they differ. warn: log it. off: do not measure.",
+    )
 
     def __post_init__(self) -> None:
         alpha = number(self.alpha)
@@ -106,7 +114,7 @@ class NoiseConfig:
         # That the type exists is checked by `plugins.check_type`: it depends on which plugins are installed.
         if not isinstance(self.type, str) or not self.type:
             raise _error("type", self.type, "must be the name of a noise type, such as uniform")
-        for name, choices in (("length", get_args(Length)), ("schedule", get_args(Schedule))):
+        for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise unknown_choice(name, getattr(self, name), choices)
         seed = None if self.seed is None else integer(self.seed)
@@ -132,6 +140,8 @@ class NoiseConfig:
         config, is_on = read(keys)
         return config if is_on else None
 
+
+_CHOICES = {"length": get_args(Length), "schedule": get_args(Schedule), "audit": get_args(Audit)}
 
 NO_NOISE = "neftune_noise_alpha: 0 asks for no noise: the embeddings are left as they are"
 """What is logged once if alpha is 0."""

@@ -12,6 +12,7 @@ from neftune_plugins.proof.measure import (
     MeasuredExample,
     Measurement,
     Watch,
+    compiled_lookup,
     measure,
 )
 from neftune_plugins.proof.route import Entry, Route, random_state
@@ -27,6 +28,7 @@ __all__ = [
     "Measurement",
     "Route",
     "Watch",
+    "compiled_lookup",
     "examples_of",
     "measure",
     "random_state",

@@ -19,6 +19,9 @@ from neftune_plugins.proof.route import Entry, RandomState, Route, random_state
 SAMPLE = 64
 """Channels of which the values are kept; of the others their energy."""
 
+# Rounding alone makes so much of a difference unlike itself.
+_UNLIKE = {torch.float32: 0.01, torch.float16: 0.2, torch.bfloat16: 0.4}
+
 # Hooks that make a model run at all, not what it computes: sharding, offloading.
 _RUNS_MODELS = ("torch.", "deepspeed.", "accelerate.")
 
@@ -46,6 +49,7 @@ class Difference:
     largest_BL: its largest absolute value.
     sample_BLC, clean_BLC: the difference, and what it was added to, in the first channels; `clean_BLC` has the model's
         own dtype.
+    unlike: how much of the difference is not a multiple of the difference behind the lookup, as a share of its energy.
     width: D.
     """
 
@@ -54,6 +58,7 @@ class Difference:
     largest_BL: Tensor
     sample_BLC: Tensor
     clean_BLC: Tensor
+    unlike: Tensor
     width: int
 
     @staticmethod
@@ -68,8 +73,22 @@ class Difference:
             difference.abs().amax(-1),
             difference[..., channels].clone(),
             clean.values_BLD[..., channels].clone(),
+            _unlike(noisy, clean, difference),
             difference.shape[-1],
         )
+
+
+def _unlike(noisy: Entry, clean: Entry, difference_BLD: Tensor) -> Tensor:
+    """How much of what differs in front of the consumer is no multiple of what differs behind the lookup. Where
+    embeddings were passed, of what entered and what was passed."""
+    if noisy.ids_BL is None:
+        one_BLD, other_BLD = clean.looked_up_BLD.float(), clean.values_BLD.float()
+    else:
+        one_BLD, other_BLD = noisy.looked_up_BLD.float() - clean.looked_up_BLD.float(), difference_BLD
+    energy = one_BLD.square().sum()
+    factor = (one_BLD * other_BLD).sum() / energy
+    share = (other_BLD - factor * one_BLD).square().sum() / other_BLD.square().sum()
+    return torch.where((energy > 0) & (other_BLD.square().sum() > 0), share, 0.0)
 
 
 @dataclass(frozen=True)
@@ -260,6 +279,15 @@ def _nothing_entered(model: nn.Module) -> Blind:
     )
 
 
+def compiled_lookup(model: nn.Module) -> str | None:
+    """The name of a compiled part of the model that holds an embedding: to observe it would compile it again. (Compiled
+    layers behind the lookup do no harm.)"""
+    for name, module in model.named_modules():
+        if _is_compiled(module) and any(hasattr(part, "num_embeddings") for part in module.modules()):
+            return name or type(module).__name__
+    return None
+
+
 def _is_compiled(module: nn.Module) -> bool:
     return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
@@ -270,10 +298,29 @@ def _clean(watched: Route, args: tuple[Any, ...], kwargs: Mapping[str, Any], sta
     the same, so the model may stay in its mode, and only the lookups are in evaluation."""
     route = Route(watched.model, streams=len(watched.entries))
     inside = [module for lookup in watched.lookups for module in lookup.modules()]
-    with random_state(state), _without_hooks(inside), _in_evaluation(inside):
+    with random_state(state), _same_attributes(watched.model), _without_hooks(inside), _in_evaluation(inside):
         route.run(args, kwargs)
     torch.clear_autocast_cache()  # it would hold weights that were cast without gradients
     return route.entries
+
+
+@contextlib.contextmanager
+def _same_attributes(model: nn.Module) -> Iterator[None]:
+    """What modules keep of their last forward pass, for a loss perhaps, stays that of the pass before. (FSDP1 keeps
+    views of its parameters there, and takes care of them itself.)"""
+    modules = list(model.modules())
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in modules):
+        yield
+        return
+    before = [(vars(module), dict(vars(module))) for module in modules]
+    try:
+        yield
+    finally:
+        for present, attributes in before:
+            if present.keys() != attributes.keys():
+                for name in present.keys() - attributes.keys():
+                    del present[name]
+            present.update(attributes)
 
 
 @contextlib.contextmanager
@@ -333,6 +380,12 @@ def _by_example(
     stream: int, difference: Difference, alpha: float, pad_token_id: int | None, eos_token_ids: Collection[int]
 ) -> Measured | Blind:
     entry = difference.entry
+    limit = _UNLIKE.get(entry.values_BLD.dtype, _UNLIKE[torch.float32])
+    if float(difference.unlike) > limit:
+        return Blind(
+            f"between {entry.lookup} and {entry.consumer} the model does more with the embeddings than to multiply and "
+            "to add, outside of modules, so what is measured there is not the noise"
+        )
     ids_BL = entry.ids_BL
     if ids_BL is None:
         # Embeddings that were computed outside: masks and positions alone tell the examples.
@@ -342,7 +395,8 @@ def _by_example(
     if isinstance(layout, str):
         return Blind(f"the examples of the batch are not known: {layout}")
     energy, largest, width = difference.energy_BL.tolist(), difference.largest_BL.tolist(), difference.width
-    found, inside = [], set()
+    found: list[MeasuredExample] = []
+    inside: set[tuple[int, int]] = set()
     for row, (examples, lengths) in enumerate(zip(layout.rows, layout.lengths, strict=True)):
         inside.update((row, column) for columns in examples for column in columns)
         inside.update((row, column) for column in layout.unsure[row])

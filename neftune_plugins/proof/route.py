@@ -32,6 +32,7 @@ class Entry:
 
     lookup, consumer: names of the two modules in the model.
     ids_BL: the token ids, or None where embeddings were passed to the model.
+    looked_up_BLD: the result of the lookup, or the embeddings that were passed, a copy.
     values_BLD: what the consumer was given, a copy. Of virtual tokens before the ids (prompt tuning) there is nothing.
     batch: the arguments of the calls around the lookup that say something of these ids, by the names of an encoder;
         `outer_ids` where a call around it had more columns of the same rows.
@@ -40,6 +41,7 @@ class Entry:
     lookup: str
     consumer: str
     ids_BL: Tensor | None
+    looked_up_BLD: Tensor
     values_BLD: Tensor
     batch: Mapping[str, Any]
 
@@ -62,9 +64,7 @@ class _Call:
 class _Lookup:
     module: nn.Module | None
     ids_BL: Tensor | None
-    rows: int
-    columns: int
-    width: int
+    result_BLD: Tensor
     batch: Mapping[str, Any]
 
 
@@ -138,7 +138,7 @@ class Route:
             return
         if self._is_new(ids_BL):
             batch = _arguments(self._calls, ids_BL)
-            self._waiting = _Lookup(module, ids_BL, *ids_BL.shape, output.shape[-1], batch)
+            self._waiting = _Lookup(module, ids_BL, output.detach().clone(), batch)
 
     def _is_new(self, ids_BL: Tensor) -> bool:
         """Whether these ids begin another stream: the first lookup does, later ones only of ids that some call was
@@ -152,7 +152,7 @@ class Route:
         embeds = call.named().get("inputs_embeds") if not self.entries else None
         if isinstance(embeds, Tensor) and embeds.dim() == 3 and embeds.is_floating_point():
             batch = {name: call.named().get(name) for name in _OF_LAYOUT}
-            self._waiting = _Lookup(None, None, *embeds.shape, batch)
+            self._waiting = _Lookup(None, None, embeds.detach().clone(), batch)
 
     def _try_consumer(
         self, lookup: _Lookup, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -165,8 +165,9 @@ class Route:
             return
         names = {inner: name for name, inner in self.model.named_modules()}
         looked_up = "inputs_embeds" if lookup.module is None else _name(names, lookup.module)
-        values_BLD = found.detach()[:, found.shape[1] - lookup.columns :].clone()
-        self.entries.append(Entry(looked_up, _name(names, module), lookup.ids_BL, values_BLD, lookup.batch))
+        values_BLD = found.detach()[:, found.shape[1] - lookup.result_BLD.shape[1] :].clone()
+        entry = Entry(looked_up, _name(names, module), lookup.ids_BL, lookup.result_BLD, values_BLD, lookup.batch)
+        self.entries.append(entry)
         if lookup.module is not None:
             self.lookups.append(lookup.module)
         self._waiting = None
@@ -196,8 +197,8 @@ def _is_lookup_like(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[st
 def _enters(value: object, lookup: _Lookup) -> bool:
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() != 3:
         return False
-    rows, columns, width = value.shape
-    return (rows, width) == (lookup.rows, lookup.width) and columns >= lookup.columns
+    rows, columns, width = lookup.result_BLD.shape
+    return value.shape[0] == rows and value.shape[1] >= columns and value.shape[2] == width
 
 
 def _takes_embeddings(module: nn.Module, value: Tensor, args: tuple[Any, ...]) -> bool:
@@ -250,7 +251,7 @@ def _observe(route: Route) -> None:
     with _lock:
         if not _observers:
             _original = nn.Module.__call__
-            nn.Module.__call__ = _observed  # type: ignore[method-assign, assignment]
+            nn.Module.__call__ = _observed  # type: ignore[method-assign]
         _observers.append(route)
 
 
