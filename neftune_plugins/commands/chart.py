@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
+from pathlib import Path
 
 # Of the drawing, in units that are pixels where a plot has its natural size: a telephone's width.
 WIDTH, HEIGHT = 360.0, 240.0
@@ -139,7 +140,7 @@ class Chart:
         return f'<g class="mean" {look}>{title}{bar}{marker(dot.style, x, y, 4)}</g>'
 
 
-# Small and hollow: many lie on each other. A seed lies beside the mean of its setting.
+# Small and hollow: many overlap. A seed is left of the mean of its setting.
 _OPEN = ("seed", "example")
 
 
@@ -157,29 +158,9 @@ def marker(name: str, x: float, y: float, size: float) -> str:
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size:g}"/>'
 
 
-# What the shapes above look like, in a page that defines the colours.
-STYLE = """\
-svg text { font-size: 12px; fill: var(--muted); }
-.left { text-anchor: end; } .below { text-anchor: middle; }
-.grid { stroke: var(--rule); stroke-width: 1; } .axis { stroke: var(--muted); }
-polyline { fill: none; stroke-linejoin: round; }
-.curve { stroke-width: 1.5; } .curve:hover { stroke-width: 4; }
-.means { stroke-width: 1.2; }
-.seed { fill: var(--card); stroke-width: 1.2; } .mean .bar { fill: none; stroke-width: 1.6; }
-"""
-COLOURS = """\
-:root {
-  color-scheme: light dark;
-  --page: #fff; --card: #f6f7f9; --ink: #1b1f26; --muted: #5d6673; --rule: #d9dde3; --accent: #2f6fde;
-  --warn: #fff5e0; --warn-rule: #c77d0a; --bad: #b3261e; --good: #17692e;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --page: #14171c; --card: #1d2128; --ink: #e8ebf0; --muted: #9aa4b2; --rule: #363c46; --accent: #7aa7ff;
-    --warn: #2e2512; --warn-rule: #e0a030; --bad: #ff8a80; --good: #7fd18f;
-  }
-}
-"""
+def style() -> str:
+    """CSS of charts, with the colours of the page around them."""
+    return Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
 
 
 def steps(low: float, high: float, count: int) -> list[float]:

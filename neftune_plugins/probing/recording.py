@@ -134,7 +134,7 @@ class Recorder:
             watch.stop()
         try:
             kind.add(watch.compare(args, kwargs), kwargs.get("inputs_embeds") is not None)
-        except Exception as error:  # the run goes on as without the probe
+        except Exception as error:  # the run continues as without the probe
             kind.blind[f"measuring failed: {type(error).__name__}: {error}"] += 1
         return output
 
@@ -155,7 +155,7 @@ class Recorder:
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         if any(id(parameter) in own for parameter in parameters):
             return True
-        # Sharded optimisers have parameters of their own.
+        # Sharded optimisers have other parameters than the model.
         anew = any(kind.caller == TRAINER for kind in self._kinds.values())
         return bool(parameters) and not anew and module.training and torch.is_grad_enabled()
 

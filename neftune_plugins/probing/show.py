@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from html import escape
 
-from neftune_plugins.commands.chart import COLOURS, HEIGHT, STYLE, WIDTH, Chart, Dot, Line, colour
+from neftune_plugins.commands.chart import HEIGHT, WIDTH, Chart, Dot, Line, colour, style
 from neftune_plugins.commands.terminal import coloured, folded, table
 from neftune_plugins.probing.findings import Findings, Kind
 
@@ -87,12 +87,12 @@ def _norm(findings: Findings, length: float) -> float:
 
 
 def _page(chart: str, key: list[tuple[str, str]], title: str) -> str:
-    """The chart between its title and its key, in an SVG of its own."""
+    """An SVG with title, chart and key."""
     top, line = 30, 18
     height = top + HEIGHT + line * len(key) + 10
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * WIDTH:g} {height:g}">',
-        f"<style>\n{COLOURS}text {{ font: 12px system-ui, sans-serif; fill: var(--ink) }}\n{STYLE}</style>",
+        f"<style>\ntext {{ font-family: system-ui; }}\n{style()}</style>",
         '<rect width="100%" height="100%" fill="var(--page)"/>',
         f'<text x="8" y="20">{escape(title)}</text>',
         chart.replace("<svg ", f'<svg x="0" y="{top}" width="{2 * WIDTH:g}" height="{HEIGHT:g}" ', 1),

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 
 from neftune_plugins.commands import files
-from neftune_plugins.commands.chart import COLOURS, STYLE, Chart, Dot, Line, colour, marker
+from neftune_plugins.commands.chart import Chart, Dot, Line, colour, marker, style
 from neftune_plugins.sweep import conclusions
 from neftune_plugins.sweep.results import NO_NOISE, Results, Setting, bounds, finite, label, setting_of
 from neftune_plugins.sweep.statistics import Difference, Summary, summary
@@ -128,8 +128,7 @@ def _page(results: Results) -> str:
         samples=_samples(results),
         setting_of=setting_of,
         marker=marker,
-        chart_style=STYLE,
-        chart_colours=COLOURS,
+        chart_style=style(),
         zip=zip,
     )
 
