@@ -277,8 +277,8 @@ class Audit:
             numbers = [stream.stream] if len(found.streams) > 1 else [0, 1]
             for example in _some(stream):
                 shares = [self._projection(stream, example, found.alpha, step, number) for number in numbers]
-                best = min(shares, key=lambda share: abs(share - rounding.projection), default=None)
-                if best is not None and abs(best - rounding.projection) > _SLACK_VALUES:
+                if all(abs(share - rounding.projection) > _SLACK_VALUES for share in shares):
+                    best = max(shares, key=abs)
                     sign = "has the opposite sign of" if best < -0.5 else "is not"
                     return (
                         f"noise of row {example.row}, an example of L = {example.length}, {sign} what is specified: "
