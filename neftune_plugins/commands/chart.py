@@ -102,11 +102,11 @@ class Chart:
         low, high = self.ranges[1]
         return [Tick(self.y(value), f"{value:.12g}") for value in steps(low, high, 6)]
 
-    def svg(self, lines: str, attributes: str = "") -> str:
-        """The plot as an element; `lines` is the class of its lines, `attributes` are further ones of the element."""
+    def svg(self, lines: str) -> str:
+        """The plot as an element; `lines` is the class of its lines."""
         bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
         size = f'viewBox="0 0 {WIDTH:g} {HEIGHT:g}"'
-        parts = [f'<svg {attributes}{size} role="img" aria-label="{escape(self.description)}">']
+        parts = [f'<svg {size} role="img" aria-label="{escape(self.description)}">']
         for tick in self.y_ticks:
             parts.append(f'<line class="grid" x1="{LEFT:g}" x2="{right:g}" y1="{tick.at:.1f}" y2="{tick.at:.1f}"/>')
             parts.append(f'<text class="left" x="{LEFT - 6:g}" y="{tick.at + 4:.1f}">{tick.text}</text>')

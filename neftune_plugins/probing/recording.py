@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from neftune_plugins.probing.callers import TRAINER, alpha_in_sight, caller
-from neftune_plugins.proof import Blind, Captured, Watch
+from neftune_plugins.proof import Blind, Captured, Watch, compiled_lookup
 
 MOST = 64
 """Of one kind of forward pass so many are measured; the others are counted."""
@@ -193,9 +193,9 @@ def has_tokens(value: object, depth: int = 5) -> bool:
 
 def unmeasurable(module: nn.Module) -> str:
     """Why a forward pass of this module is left alone; empty if it is measured."""
+    if compiled_lookup(module) is not None:
+        return f"{_name(module)} is compiled; run the command once without compilation"
     for inner in module.modules():
-        if hasattr(inner, "_orig_mod") or getattr(inner, "_compiled_call_impl", None) is not None:
-            return f"{_name(module)} is compiled; run the command once without compilation"
         if type(inner).__name__ == "FullyShardedDataParallel":
             return f"{_name(module)} is sharded by FSDP1, which does not allow a second forward pass; use FSDP2"
     return ""

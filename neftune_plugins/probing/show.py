@@ -91,11 +91,11 @@ def _page(chart: str, key: list[tuple[str, str]], title: str) -> str:
     top, line = 30, 18
     height = top + HEIGHT + line * len(key) + 10
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * WIDTH:g} {height:g}">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {1.5 * WIDTH:g} {height:g}">',
         f"<style>\ntext {{ font-family: system-ui; }}\n{style()}</style>",
         '<rect width="100%" height="100%" fill="var(--page)"/>',
         f'<text x="8" y="20">{escape(title)}</text>',
-        chart.replace("<svg ", f'<svg x="0" y="{top}" width="{2 * WIDTH:g}" height="{HEIGHT:g}" ', 1),
+        chart.replace("<svg ", f'<svg y="{top}" width="{WIDTH:g}" height="{HEIGHT:g}" ', 1),
     ]
     for number, (look, label) in enumerate(key):
         y = top + HEIGHT + line * (number + 1)
