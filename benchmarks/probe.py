@@ -28,7 +28,7 @@ ALPHA = 5
 METHODS = {
     "axolotl": ("sft", "packed", "lora_embedding", "checkpointing_reentrant", "dpo", "grpo_lora"),
     "llamafactory": ("sft", "packing", "lora_embedding", "checkpointing", "dpo_lora"),
-    "ludwig": ("full", "pad_eos", "lora_embedding", "checkpointing", "ecd"),
+    "ludwig": ("full", "pad_eos", "lora_embedding", "checkpointing", "lora"),
     "transformers": ("trainer", "sft_packed", "sft_lora_embedding", "dpo_lora", "grpo_lora"),
 }
 _ENVIRONMENT = {
