@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from neftune_plugins.autoload import after_import, enabled, unpatched
     from neftune_plugins.config import NoiseConfig, Place, is_like_ours, key, keys_in, refuse_misplaced, refuse_options
-    from neftune_plugins.errors import NEFTuneError, NoiseConfigError, NoiseNotAppliedError
+    from neftune_plugins.errors import NEFTuneError, NoiseConfigError, NoiseNotAppliedError, WrongNoiseError
     from neftune_plugins.model import REPORT_VARIABLE, Handle, install, refuse_context_parallel
     from neftune_plugins.noise import Batch, Layout, LayoutReader, NoiseType
     from neftune_plugins.plugins import (
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "autoload": ("after_import", "enabled", "unpatched"),
     "config": ("NoiseConfig", "Place", "is_like_ours", "key", "keys_in", "refuse_misplaced", "refuse_options"),
-    "errors": ("NEFTuneError", "NoiseConfigError", "NoiseNotAppliedError"),
+    "errors": ("NEFTuneError", "NoiseConfigError", "NoiseNotAppliedError", "WrongNoiseError"),
     "model": ("REPORT_VARIABLE", "Handle", "install", "refuse_context_parallel"),
     "noise": ("Batch", "Layout", "LayoutReader", "NoiseType"),
     "plugins": (
@@ -70,6 +70,7 @@ __all__ = [
     "NoiseType",
     "Place",
     "TrainingCommand",
+    "WrongNoiseError",
     "after_import",
     "enabled",
     "hookimpl",

@@ -11,3 +11,7 @@ class NoiseConfigError(NEFTuneError, ValueError):
 
 class NoiseNotAppliedError(NEFTuneError, RuntimeError):
     """Noise cannot be added to a model, or a training step had none."""
+
+
+class WrongNoiseError(NEFTuneError, RuntimeError):
+    """The noise that entered the model, measured from outside, is not the specified one (`neftune_audit`)."""

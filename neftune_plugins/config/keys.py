@@ -16,6 +16,7 @@ _LARGEST_ALPHA = 1e30  # float32, the precision of the noise, can represent it a
 
 Length = Literal["sequence", "padded"]
 Schedule = Literal["constant", "linear", "cosine"]
+Audit = Literal["stop", "warn", "off"]
 BUILT_IN_TYPES = ("uniform", "gaussian", "bernoulli")
 
 
@@ -99,6 +100,13 @@ class NoiseConfig:
         help="Every N optimisation steps, evaluate the batches once more without noise and log that loss: N, an "
         "integer of at least 1. Left out: never.",
     )
+    audit: Audit = _field(  # noqa: RUF009
+        "stop",
+        key="neftune_audit",
+        annotation=Audit | None,
+        help="At the first step and then every 100 steps, measure the noise that enters the model and compare it with "
+        "its specification. stop: end the run with an error if they differ. warn: log it. off: do not measure.",
+    )
 
     def __post_init__(self) -> None:
         alpha = number(self.alpha)
@@ -109,7 +117,7 @@ class NoiseConfig:
         # `plugins.check_type` checks that the type exists, which depends on the installed plugins.
         if not isinstance(self.type, str) or not self.type:
             raise _error("type", self.type, "must be the name of a noise type, such as uniform")
-        for name, choices in (("length", get_args(Length)), ("schedule", get_args(Schedule))):
+        for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise unknown_choice(name, getattr(self, name), choices)
         seed = None if self.seed is None else integer(self.seed)
@@ -135,6 +143,8 @@ class NoiseConfig:
         config, is_on = read(keys)
         return config if is_on else None
 
+
+_CHOICES = {"length": get_args(Length), "schedule": get_args(Schedule), "audit": get_args(Audit)}
 
 NO_NOISE = "neftune_noise_alpha: 0 asks for no noise: the embeddings are left as they are"
 """The line that is logged once if alpha is 0."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from neftune_plugins.errors import NEFTuneError, NoiseNotAppliedError
 from neftune_plugins.model.adding import add
+from neftune_plugins.model.audit import Audit
 from neftune_plugins.model.calls import CALLS, Call, Pass, batch_of, call_with, in_backward, is_of_labels
 from neftune_plugins.model.early import EarlyLookups
 from neftune_plugins.model.metrics import Measurements
@@ -45,6 +46,7 @@ class Noise:
     step_missing: gives the error for a training forward pass whose step nobody set, if the configuration needs steps.
     refresh: called before each outermost call: the model may have been changed since (PEFT replaces embeddings).
     has_decoder: whether the model is an encoder-decoder.
+    audit: measures from outside what enters the model.
     """
 
     def __init__(
@@ -60,8 +62,12 @@ class Noise:
         step_missing: Callable[[], NEFTuneError | None],
         refresh: Callable[[], None],
         has_decoder: bool,
+        audit: Audit,
     ) -> None:
         self.has_decoder = has_decoder
+        self.audit = audit
+        audit.suspend = self._suspend
+        self.suspended = False
         self.noise_type = noise_type
         self.padded_length = padded_length
         self.embeddings = embeddings
@@ -78,6 +84,10 @@ class Noise:
         self.watch = StepWatch()
         self.early = EarlyLookups()
         self.recomputable = Recomputable()
+
+    def _suspend(self, suspended: bool) -> None:
+        """Begin or end a pass of the audit, in which the hooks do nothing."""
+        self.suspended = suspended
 
     def begin_step(self, step: int, alpha: float) -> None:
         """The optimisation step `step` begins, with this alpha."""
@@ -101,9 +111,21 @@ class Noise:
         if missing is not None:
             raise missing
         self.step.add_(1)
+        if not torch.compiler.is_compiling():
+            self.audit.count()
 
-    def enter(self, owner: "OwnerPreHook", module: nn.Module, batch: dict[str, Any]) -> Tensor | None:
-        """Begin a call. Returns `inputs_embeds` with noise if they are an early lookup."""
+    def enter(
+        self,
+        owner: "OwnerPreHook",
+        module: nn.Module,
+        batch: dict[str, Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Tensor | None:
+        """Begin a call. Returns `inputs_embeds` with noise if they are an early lookup.
+
+        args, kwargs: of the call. batch: both, by name.
+        """
         outer = self.calls.innermost()
         if outer is not None and outer.installation is not self and not owner.is_root:
             _refuse_ambiguous(self.calls.stack, owner, module)
@@ -114,6 +136,8 @@ class Noise:
         if begins or outer is None:
             this = Pass()
             self._begin(module, noisy)
+            if outer is None and not torch.compiler.is_compiling():
+                self.audit.begin(module, args, kwargs, noisy=noisy)
         else:
             this = outer.whole
             if outer.noisy and not noisy:
@@ -143,7 +167,22 @@ class Noise:
             self.watch.ran_in_evaluation = True
 
     def leave(self, owner: "OwnerPreHook", module: nn.Module, failed: bool) -> None:
-        """End a call. Raises NoiseNotAppliedError if it was a training forward pass without noise."""
+        """End a call. Raises NoiseNotAppliedError if it was a training forward pass without noise, and WrongNoiseError
+        if the audit finds that its noise was wrong."""
+        if torch.compiler.is_compiling():
+            self._leave(owner, module, failed)
+            return
+        if self.suspended:
+            return
+        try:
+            self._leave(owner, module, failed)
+        except BaseException:
+            failed = True
+            raise
+        finally:
+            self.audit.end(module, failed=failed)
+
+    def _leave(self, owner: "OwnerPreHook", module: nn.Module, failed: bool) -> None:
         call = self.calls.leave(owner)
         if call is None or failed or not call.noisy or in_backward():
             return
@@ -311,8 +350,10 @@ class OwnerPreHook(_Hook):
         self.innermost = innermost
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not torch.compiler.is_compiling() and self.noise.suspended:
+            return None
         batch = self._batch(args, kwargs)
-        noised = self.noise.enter(self, module, batch)
+        noised = self.noise.enter(self, module, batch, args, kwargs)
         if noised is None:
             return None
         if "inputs_embeds" in kwargs:

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from neftune_plugins.config import NO_NOISE, NoiseConfig, key
 from neftune_plugins.errors import NoiseConfigError, NoiseNotAppliedError
 from neftune_plugins.model import structure
+from neftune_plugins.model.audit import Audit
 from neftune_plugins.model.clean_loss import CleanLoss
 from neftune_plugins.model.hooks import EmbeddingHook, Noise, OwnerHook, OwnerPreHook
 from neftune_plugins.model.metrics import Measurements
@@ -108,6 +109,7 @@ class Handle:
     model: the module that it was installed in.
     config: its configuration.
     measurements: of the noise, if `neftune_metrics` is on.
+    audit: of `neftune_audit`.
     clean_loss: if `neftune_clean_loss_steps` is set.
     embeddings: names of the noised modules in the model.
     steps: how many optimisation steps the run has. May be set until `step` is, if it is not known earlier.
@@ -128,17 +130,21 @@ class Handle:
         self.clean_loss = None if config.clean_loss_steps is None else CleanLoss(config.clean_loss_steps)
         self.steps = steps
         self.embeddings: list[str] = []
+        if pad_token_id is None:
+            pad_token_id = structure.pad_token_id(model)
         ends = structure.token_ids(model, "eos_token_id")
         self._ids = {
-            "pad_token_id": structure.pad_token_id(model) if pad_token_id is None else pad_token_id,
+            "pad_token_id": pad_token_id,
             "bos_token_ids": structure.token_ids(model, "bos_token_id") + ends,  # rows may be cut from a stream
             "eos_token_ids": ends,
         }
         self._readers = layout_readers() if layout_reader is None else (layout_reader, *layout_readers())
+        seed = seed if config.seed is None else config.seed
+        self.audit = Audit(config, seed, pad_token_id, self.embeddings)
         self._noise = Noise(
             noise_types()[config.type],
             alpha=config.alpha,
-            seed=seed if config.seed is None else config.seed,
+            seed=seed,
             padded_length=config.length == "padded",
             embeddings=self.embeddings,
             layout=self.layout,
@@ -146,6 +152,7 @@ class Handle:
             step_missing=self._step_missing,
             refresh=self._refresh,
             has_decoder=structure.decoder(model) is not None,
+            audit=self.audit,
         )
         self._embedding_hooks = _EmbeddingHooks(model, self._noise)
         self._owner_hooks: list[RemovableHandle] = []
@@ -211,6 +218,7 @@ class Handle:
             raise self._steps_unknown() from None
         if self._noise.counts_forwards or step != self.step:
             self._noise.begin_step(step, alpha)
+        self.audit.step, self.audit.steps = step, self.steps
         if self.clean_loss is not None:
             self.clean_loss.begin_step(step)
         plugin_manager().hook.neftune_step(handle=self)
@@ -239,6 +247,7 @@ class Handle:
         for reader in self._readers:
             layout = reader(batch)
             if layout is not None:
+                self.audit.foreign_layout = reader is not self._readers[-1]
                 return layout
         raise AssertionError("the built-in reader knows every batch")
 
@@ -248,7 +257,8 @@ class Handle:
         measured = {} if self.measurements is None else self.measurements.take()
         losses = {} if self.clean_loss is None else self.clean_loss.take()
         of_plugins = plugin_manager().hook.neftune_metrics(handle=self)
-        found = [{"neftune/alpha": self.alpha} if measured else {}, measured, losses, *reversed(of_plugins)]
+        audited = self.audit.metrics() if measured else {}
+        found = [{"neftune/alpha": self.alpha} if measured else {}, measured, audited, losses, *reversed(of_plugins)]
         return {name: value for metrics in found for name, value in metrics.items()}
 
     def training_forwards(self) -> AbstractContextManager[None]:
@@ -305,6 +315,7 @@ class Handle:
         if not self.installed:
             return
         self._unhook()
+        self.audit.close()
         _forget_compiled_graphs()
         plugin_manager().hook.neftune_removed(handle=self)
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import jinja2
 
-from neftune_plugins.sweep import conclusions, files
-from neftune_plugins.sweep.chart import Chart, Dot, Line, colour
+from neftune_plugins.commands import files
+from neftune_plugins.commands.chart import Chart, Dot, Line, colour, marker, style
+from neftune_plugins.sweep import conclusions
 from neftune_plugins.sweep.results import NO_NOISE, Results, Setting, bounds, finite, label, setting_of
 from neftune_plugins.sweep.statistics import Difference, Summary, summary
 from neftune_plugins.sweep.study import AXES, Study, Trial
@@ -128,6 +129,8 @@ def _page(results: Results) -> str:
         table={name: _cells(results, name) for name in results.metrics},
         samples=_samples(results),
         setting_of=setting_of,
+        marker=marker,
+        chart_style=style(),
         zip=zip,
     )
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from neftune_plugins.commands import files
 from neftune_plugins.errors import NEFTuneError
-from neftune_plugins.sweep import files
 
 Instructions = Literal["alpaca", "chat"]
 

@@ -8,11 +8,12 @@ from typing import Any, Protocol
 
 import yaml
 
+from neftune_plugins.commands import files
 from neftune_plugins.commands.check import framework_of
 from neftune_plugins.config import NoiseConfig
 from neftune_plugins.errors import NEFTuneError
 from neftune_plugins.plugins.framework import Framework
-from neftune_plugins.sweep import configs, files
+from neftune_plugins.sweep import configs
 from neftune_plugins.sweep.study import AXES
 
 PYTHON = "python"

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from benchmarks.alpha import RECORD
+from benchmarks.probe import RECORD as PROBED
 from tests.support.documentation import GENERATED, PAGES, PICTURES, ROOT, SNIPPET, anchors, regenerated, shown
 from tests.support.shell import CHECKS
 
@@ -110,3 +111,41 @@ def test_the_command_without_a_framework_says_what_to_install():
 def test_changelog_and_package_agree_on_the_version():
     version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
     assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+# A row of README's comparison; for each framework the method that the probe recorded, and who called the model there.
+MEASURED = {
+    "L is the example's own length in padded rows": (
+        {"Trainer, TRL": "trainer", "Axolotl": "sft", "Ludwig": "full", "LLaMA-Factory": "sft"},
+        "trainer",
+    ),
+    "L is the example's own length in packed rows": (
+        {"Trainer, TRL": "sft_packed", "Axolotl": "packed", "LLaMA-Factory": "packing"},
+        "trainer",
+    ),
+    "no noise in reference models and KL terms": ({"Trainer, TRL": "dpo_lora"}, "reference"),
+    "no noise in GRPO rollouts": ({"Trainer, TRL": "grpo_lora"}, "rollout"),
+}
+RECORDED = {"Trainer, TRL": "transformers", "Axolotl": "axolotl", "Ludwig": "ludwig", "LLaMA-Factory": "llamafactory"}
+
+
+@pytest.mark.parametrize("row", MEASURED)
+def test_cells_of_the_readmes_comparison_are_what_the_probe_recorded(row):
+    table = (ROOT / "README.md").read_text().split("| | ours |")[1].split("\n\n")[0].splitlines()
+    names = ["ours", *(cell.strip() for cell in table[0].split("|")[:-1])]
+    [cells] = [[cell.strip() for cell in line.split("|")[2:-1]] for line in table if line.startswith(f"| {row} |")]
+    shown = dict(zip(names, cells, strict=True))
+    record = json.loads(PROBED.read_text())
+    methods, caller = MEASURED[row]
+    for framework, method in methods.items():
+        pair = record[RECORDED[framework]]["methods"][method]
+        assert _is_right(pair["native"], caller) == (shown[framework] == "yes"), framework
+        assert _is_right(pair["ours"], caller) and shown["ours"] == "yes"
+
+
+def _is_right(found: dict, caller: str) -> bool:
+    """Whether all examples of the forward passes have the paper's noise, or none where none belongs."""
+    ranges = [kind["ratios"] for kind in found["kinds"] if kind["caller"] == caller and kind["ratios"]]
+    assert ranges
+    least, most = (0.9, 1.1) if caller == "trainer" else (0.0, 0.0)
+    return all(least <= low and high <= most for low, _, high in ranges)

@@ -691,6 +691,7 @@ def test_the_exported_schema_has_the_keys(outside):
         "neftune_noise_seed": ["integer", "null"],
         "neftune_metrics": ["boolean", "null"],
         "neftune_clean_loss_steps": ["integer", "null"],
+        "neftune_audit": ["null", "string"],
     }
     assert ours["neftune_noise_length"]["enum"] == ["sequence", "padded", None]
     assert ours["neftune_noise_schedule"]["enum"] == ["constant", "linear", "cosine", None]

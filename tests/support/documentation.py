@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks import alpha, lengths, noise, quality
+from benchmarks import alpha, lengths, noise, probe, quality
 from neftune_plugins import CheckedModel, NoiseConfig, NoiseConfigError, resolve
 from neftune_plugins.commands.check import described
 from neftune_plugins.commands.checked import Checked, report
@@ -136,6 +136,7 @@ GENERATED = {
     ROOT / "docs" / "keys.md": {"keys": keys_table, "errors": errors_table},
     ROOT / "docs" / "performance.md": {"noise": noise.recorded},
     ROOT / "docs" / "results.md": {"results": alpha.recorded},
+    ROOT / "docs" / "proof.md": {"probed": probe.recorded},
     ROOT / "docs" / "quality.md": {"statistics": quality.recorded, "battery": quality.battery},
 }
 

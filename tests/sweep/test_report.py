@@ -9,8 +9,8 @@ from html.parser import HTMLParser
 
 import pytest
 
+from neftune_plugins.commands.chart import BOTTOM, HEIGHT, TOP, Chart, Line, colour, steps
 from neftune_plugins.sweep import conclusions, progress
-from neftune_plugins.sweep.chart import BOTTOM, HEIGHT, TOP, Chart, Line, colour, steps
 from neftune_plugins.sweep.page import _Looks, _metric, write
 from neftune_plugins.sweep.results import Results, label
 from neftune_plugins.sweep.study import Point, Study, Trial

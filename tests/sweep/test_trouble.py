@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from neftune_plugins.commands import files
 from neftune_plugins.commands.cli import main
-from neftune_plugins.sweep import failures, files, page, rows, storage
+from neftune_plugins.sweep import failures, page, rows, storage
 from neftune_plugins.sweep.study import Trial
 from tests.sweep.results import study
 from tests.sweep.training import BROKEN

@@ -1,9 +1,11 @@
-"""Computes the shapes and coordinates of plots; `page.html.jinja` writes them as SVG."""
+"""Plots, as SVG that takes its colours and sizes from the page's style."""
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
+from pathlib import Path
 
 # Size of a drawing in pixels at its natural size, the width of a telephone.
 WIDTH, HEIGHT = 360.0, 240.0
@@ -99,6 +101,66 @@ class Chart:
     def y_ticks(self) -> list[Tick]:
         low, high = self.ranges[1]
         return [Tick(self.y(value), f"{value:.12g}") for value in steps(low, high, 6)]
+
+    def svg(self, lines: str) -> str:
+        """The plot as an element; `lines` is the class of its lines."""
+        bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+        size = f'viewBox="0 0 {WIDTH:g} {HEIGHT:g}"'
+        parts = [f'<svg {size} role="img" aria-label="{escape(self.description)}">']
+        for tick in self.y_ticks:
+            parts.append(f'<line class="grid" x1="{LEFT:g}" x2="{right:g}" y1="{tick.at:.1f}" y2="{tick.at:.1f}"/>')
+            parts.append(f'<text class="left" x="{LEFT - 6:g}" y="{tick.at + 4:.1f}">{tick.text}</text>')
+        for tick in self.x_ticks:
+            parts.append(
+                f'<line class="grid" x1="{tick.at:.1f}" x2="{tick.at:.1f}" y1="{bottom:g}" y2="{bottom + 4:g}"/>'
+            )
+            parts.append(f'<text class="below" x="{tick.at:.1f}" y="{bottom + 17:g}">{tick.text}</text>')
+        parts.append(f'<line class="axis" x1="{LEFT:g}" x2="{right:g}" y1="{bottom:g}" y2="{bottom:g}"/>')
+        middle = (LEFT + right) / 2
+        parts.append(f'<text class="below" x="{middle:g}" y="{HEIGHT - 4:g}">{escape(self.x_label)}</text>')
+        for line in self.lines:
+            look = f'style="stroke:{line.colour}" stroke-dasharray="{line.style}"'
+            title = f"<title>{escape(line.title)}</title>"
+            parts.append(f'<polyline class="{lines}" points="{self.path(line)}" {look}>{title}</polyline>')
+        parts += map(self._svg_of, self.dots)
+        return "\n".join([*parts, "</svg>"])
+
+    def _svg_of(self, dot: Dot) -> str:
+        x, y = self.x(dot.point[0]), self.y(dot.point[1])
+        title = f"<title>{escape(dot.title)}</title>"
+        if dot.style in _OPEN:
+            place = ' transform="translate(-8)"' if dot.style == "seed" else ""
+            return f'<g class="seed" style="stroke:{dot.colour}"{place}>{title}{marker("circle", x, y, 2.5)}</g>'
+        bar = ""
+        if dot.spread:
+            low, high = (self.y(end) for end in self.bar(dot))
+            ends = "".join(f"M{x - 4:.1f},{end:.1f}h8" for end in (high, low))
+            bar = f'<path class="bar" d="M{x:.1f},{high:.1f}V{low:.1f}{ends}"/>'
+        look = f'style="stroke:{dot.colour};fill:{dot.colour}"'
+        return f'<g class="mean" {look}>{title}{bar}{marker(dot.style, x, y, 4)}</g>'
+
+
+# Small and hollow: many overlap. A seed is left of the mean of its setting.
+_OPEN = ("seed", "example")
+
+
+def marker(name: str, x: float, y: float, size: float) -> str:
+    """A circle, square, triangle or diamond around a point."""
+    if name == "square":
+        return f'<path d="M{x - size:.1f},{y - size:.1f}h{2 * size:g}v{2 * size:g}h{-2 * size:g}z"/>'
+    if name == "triangle":
+        side = f"l{1.2 * size:g},{2.1 * size:g}h{-2.4 * size:g}z"
+        return f'<path d="M{x:.1f},{y - 1.3 * size:.1f}{side}"/>'
+    if name == "diamond":
+        slope = 1.4 * size
+        sides = f"l{1.2 * size:g},{slope:g}l{-1.2 * size:g},{slope:g}l{-1.2 * size:g},{-slope:g}z"
+        return f'<path d="M{x:.1f},{y - slope:.1f}{sides}"/>'
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size:g}"/>'
+
+
+def style() -> str:
+    """CSS of charts, with the colours of the page around them."""
+    return Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
 
 
 def steps(low: float, high: float, count: int) -> list[float]:

@@ -1,0 +1,35 @@
+"""Measures the noise that enters a model, from outside, without knowing how it was put in.
+
+Shares no code with what adds the noise, so that one can be held against the other.
+"""
+
+from neftune_plugins.proof.examples import Examples, examples_of
+from neftune_plugins.proof.measure import (
+    Blind,
+    Captured,
+    Difference,
+    Measured,
+    MeasuredExample,
+    Measurement,
+    Watch,
+    compiled_lookup,
+    measure,
+)
+from neftune_plugins.proof.route import Entry, Route, random_state
+
+__all__ = [
+    "Blind",
+    "Captured",
+    "Difference",
+    "Entry",
+    "Examples",
+    "Measured",
+    "MeasuredExample",
+    "Measurement",
+    "Route",
+    "Watch",
+    "compiled_lookup",
+    "examples_of",
+    "measure",
+    "random_state",
+]
