@@ -99,6 +99,9 @@ class Audit:
         if compiled is not None:
             self._say_blind(Blind(f"{compiled} is compiled"), kind)
             return
+        if _is_fsdp1(module):
+            self._say_blind(Blind("FSDP1 allows no forward pass that ends early; FSDP2 does"), kind)
+            return
         watch = Watch(module, pad_token_id=self.pad_token_id)
         self._open = _Pass(watch, module, *given, noisy=noisy, kind=kind)
         self.foreign_layout = False
@@ -337,6 +340,14 @@ def _repeatable(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple
     if any(isinstance(value, Tensor) and (value.device.type == "meta" or _is_fake(value)) for value in given):
         return None
     return tuple(dict(value) if type(value) is dict else value for value in args), again
+
+
+def _is_fsdp1(model: nn.Module) -> bool:
+    """FSDP1 and FSDP2 mark all modules that they manage; those that FSDP2 wraps have methods of it."""
+    modules = list(model.modules())
+    is_managed = any(getattr(module, "_is_fsdp_managed_module", False) for module in modules)
+    is_wrapper = any(type(module).__name__ == "FullyShardedDataParallel" for module in modules)
+    return is_wrapper or (is_managed and not any(hasattr(module, "_get_fsdp_state") for module in modules))
 
 
 def _is_fake(value: Tensor) -> bool:

@@ -180,7 +180,8 @@ class Noise:
             failed = True
             raise
         finally:
-            self.audit.end(module, failed=failed)
+            if not self.calls.stack:
+                self.audit.end(module, failed=failed)
 
     def _leave(self, owner: "OwnerPreHook", module: nn.Module, failed: bool) -> None:
         call = self.calls.leave(owner)

@@ -296,7 +296,7 @@ def _is_compiled(module: nn.Module) -> bool:
 def _clean(watched: Route, args: tuple[Any, ...], kwargs: Mapping[str, Any], state: RandomState | None) -> list[Entry]:
     """What enters in evaluation. The state is that of the watched forward pass: dropout before the consumer is then
     the same, so the model may stay in its mode, and only the lookups are in evaluation."""
-    route = Route(watched.model, streams=len(watched.entries))
+    route = Route(watched.model, streams=len(watched.entries), only=watched.numbers)
     inside = [module for lookup in watched.lookups for module in lookup.modules()]
     with random_state(state), _same_attributes(watched.model), _without_hooks(inside), _in_evaluation(inside):
         route.run(args, kwargs)

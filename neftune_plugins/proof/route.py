@@ -66,6 +66,7 @@ class _Lookup:
     ids_BL: Tensor | None
     result_BLD: Tensor
     batch: Mapping[str, Any]
+    number: int
 
 
 class Route:
@@ -73,13 +74,19 @@ class Route:
 
     model: whose modules are named.
     streams: after how many consumers the forward pass is stopped, by an exception that `run` keeps; 0: never.
+    only: the numbers of the lookups to follow, as another route counted them. By default all, but in a pass with
+        gradients not those without (a teacher that a model calls first).
     """
 
-    def __init__(self, model: nn.Module, *, streams: int = 0) -> None:
+    def __init__(self, model: nn.Module, *, streams: int = 0, only: Sequence[int] | None = None) -> None:
         self.model = model
         self.entries: list[Entry] = []
         self.lookups: list[nn.Module] = []
+        self.numbers: list[int] = []
         self._streams = streams
+        self._only = only
+        self._count = 0
+        self._graded = False
         self._calls: list[_Call] = []
         self._open: _Call | None = None  # the outermost call in progress that may be a lookup
         self._waiting: _Lookup | None = None
@@ -88,6 +95,7 @@ class Route:
     def start(self, module: nn.Module | None = None, args: tuple[Any, ...] = (), kwargs: Any = None) -> None:
         """Begin. Inside of a call (in one of its hooks) give that call's module and arguments."""
         self._thread = threading.get_ident()
+        self._graded = torch.is_grad_enabled()
         self._calls.clear()
         self._open = self._waiting = None
         if module is not None:
@@ -136,9 +144,16 @@ class Route:
         is_result = isinstance(output, Tensor) and output.is_floating_point()
         if not is_result or not isinstance(output, Tensor) or output.shape[:-1] != ids_BL.shape:
             return
-        if self._is_new(ids_BL):
+        if self._is_followed() and self._is_new(ids_BL):
             batch = _arguments(self._calls, ids_BL)
-            self._waiting = _Lookup(module, ids_BL, output.detach().clone(), batch)
+            self._waiting = _Lookup(module, ids_BL, output.detach().clone(), batch, self._count)
+
+    def _is_followed(self) -> bool:
+        """Of the lookup that comes next in this forward pass."""
+        self._count += 1
+        if self._only is not None:
+            return self._count in self._only
+        return torch.is_grad_enabled() or not self._graded
 
     def _is_new(self, ids_BL: Tensor) -> bool:
         """Whether these ids begin another stream: the first lookup does, later ones only of ids that some call was
@@ -150,9 +165,10 @@ class Route:
 
     def _try_given_embeddings(self, call: _Call) -> None:
         embeds = call.named().get("inputs_embeds") if not self.entries else None
-        if isinstance(embeds, Tensor) and embeds.dim() == 3 and embeds.is_floating_point():
+        is_embeds = isinstance(embeds, Tensor) and embeds.dim() == 3 and embeds.is_floating_point()
+        if is_embeds and isinstance(embeds, Tensor) and self._is_followed():
             batch = {name: call.named().get(name) for name in _OF_LAYOUT}
-            self._waiting = _Lookup(None, None, embeds.detach().clone(), batch)
+            self._waiting = _Lookup(None, None, embeds.detach().clone(), batch, self._count)
 
     def _try_consumer(
         self, lookup: _Lookup, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -168,6 +184,7 @@ class Route:
         values_BLD = found.detach()[:, found.shape[1] - lookup.result_BLD.shape[1] :].clone()
         entry = Entry(looked_up, _name(names, module), lookup.ids_BL, lookup.result_BLD, values_BLD, lookup.batch)
         self.entries.append(entry)
+        self.numbers.append(lookup.number)
         if lookup.module is not None:
             self.lookups.append(lookup.module)
         self._waiting = None

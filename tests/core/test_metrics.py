@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from neftune_plugins import Handle, NoiseConfig, hookimpl, install
+from neftune_plugins.model.audit import EVERY
 from neftune_plugins.noise import kernels
 from neftune_plugins.plugins.manager import plugin_manager
 from tests.support.documentation import shown
@@ -150,9 +151,12 @@ def test_a_forward_waits_for_no_device_and_costs_nothing_when_off(monkeypatch):
     for metrics in (True, False):
         with install(model, NoiseConfig(alpha=5, metrics=metrics)) as handle, Operations() as operations:
             handle.step = 0
-            operations.names.clear()
-            model(input_ids=ids, attention_mask=mask)
-        assert "aten::_local_scalar_dense" not in operations.names
+            model(input_ids=ids, attention_mask=mask)  # the audit looks at the first at once
+            handle.metrics()
+            for handle.step in (EVERY, EVERY + 1):
+                operations.names.clear()
+                model(input_ids=ids, attention_mask=mask)
+                assert "aten::_local_scalar_dense" not in operations.names
         counts[metrics] = operations.names.count("aten::linalg_vector_norm")
         assert bool(handle.metrics()) == metrics
     assert counts == {True: 2, False: 0}
