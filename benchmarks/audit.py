@@ -50,7 +50,7 @@ def main() -> None:
     options = parser.parse_args()
     ids = torch.randint(1, 1000, (4, options.tokens))
     ratios = []
-    with install(Model(options.width, options.layers, 1000).train(), NoiseConfig(alpha=5)) as handle:
+    with install(Model(options.width, options.layers, 1000).train(), NoiseConfig(alpha=5, audit="stop")) as handle:
         for number in range(options.rounds + 1):
             audited = seconds(handle, number * EVERY, ids)
             plain = seconds(handle, number * EVERY + 1, ids)

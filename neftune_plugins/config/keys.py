@@ -101,11 +101,11 @@ class NoiseConfig:
         "integer of at least 1. Left out: never.",
     )
     audit: Audit = _field(  # noqa: RUF009
-        "stop",
+        "off",
         key="neftune_audit",
         annotation=Audit | None,
-        help="At the first step and then every 100 steps, measure the noise that enters the model and compare it with "
-        "its specification. stop: end the run with an error if they differ. warn: log it. off: do not measure.",
+        help="Whether to measure, at the first step and then every 100 steps, the noise that enters the model, and to "
+        "compare it with its specification. stop: end the run with an error if they differ. warn: log it. off: never.",
     )
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ from neftune_plugins.proof.specified import SPREAD, TYPES, alpha_at, noise
 _log = logging.getLogger("neftune_plugins")
 
 EVERY = 100
-"""After the first, the noise of every so many-th step is measured. One measurement costs below 1 % of a step."""
+"""Number of steps between two measurements. The first noised step is always measured."""
 
 # Of a size: so many standard deviations of it, and what models do on the way.
 _DEVIATIONS, _SLACK = 6.0, 0.02
@@ -108,7 +108,7 @@ class Audit:
         watch.start(args, kwargs)
 
     def count(self) -> None:
-        """A training forward pass begins that is a step of its own, because nobody sets the step."""
+        """A training forward pass begins that counts as one step, because nobody sets the step."""
         self._forwards += 1
 
     def end(self, module: nn.Module, *, failed: bool) -> None:
@@ -196,7 +196,7 @@ class Audit:
     def _say_blind(self, blind: Blind, kind: str) -> None:
         if self._audited is None and kind == _NOISED:
             self._audited = self._present()
-        line = f"neftune_audit cannot measure the noise of {kind}: {blind}. The run goes on."
+        line = f"neftune_audit cannot measure the noise of {kind}: {blind}. The run continues."
         if line not in self._said:
             self._said.add(line)
             _log.info(line)
@@ -208,7 +208,7 @@ class Audit:
             f"neftune_audit: in {pending.kind}, step {pending.step}, {problem}. Measured between {route}; the noise is "
             f"added on {', '.join(self.where)}. {f'The batch contradicts itself: {doubts[0]}. ' if doubts else ''}"
             "An adapter, a hook or a changed forward between them may change it, another NEFTune may be on, or the "
-            "batch means something else than it says (docs/noise.md). neftune_audit: warn logs this and goes on."
+            "batch means something else than it says (docs/noise.md). neftune_audit: warn logs this and continues."
         )
         if self.config.audit == "stop":
             raise WrongNoiseError(message)
@@ -242,7 +242,7 @@ class Audit:
                 dtype = str(stream.difference.entry.values_BLD.dtype).removeprefix("torch.")
                 _log.warning(
                     f"neftune_audit: {dtype} rounds {rounding.swallowed:.0%} of the noise away, because the embeddings "
-                    "are large beside it; a larger alpha or float32 embeddings keep it"
+                    "are much larger than it; a larger alpha or float32 embeddings keep it"
                 )
         self.ratio = math.sqrt(sum(ratio**2 for ratio in ratios) / len(ratios)) if ratios else None
         return self._problem_of_values(found, step)

@@ -19,9 +19,9 @@ from neftune_plugins.probing.callers import TRAINER, alpha_in_sight, caller
 from neftune_plugins.proof import Blind, Captured, Watch, compiled_lookup
 
 MOST = 64
-"""Of one kind of forward pass so many are measured; the others are counted."""
+"""Number of forward passes of one kind that are measured; the others are counted."""
 
-# Containers around a model, whose names say nothing of it.
+# Containers around a model; their names do not describe the model.
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module")
 
 
@@ -65,7 +65,7 @@ class Kind:
 
 
 class Recorder:
-    """Records until `steps` optimisation steps have ended; then the process ends, or goes on without the probe.
+    """Records until `steps` optimisation steps have ended; then the process ends, or continues without the probe.
 
     folder: where a report is written after each step and at the end of the process, named after its id.
     """

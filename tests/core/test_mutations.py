@@ -21,7 +21,7 @@ from tests.support.models import PAD, examples, padded
 from tests.support.proving import DIM, EncoderDecoder, Normed, Scaled, hooked
 
 LENGTHS = [40, 23, 31]
-CONFIG = NoiseConfig(alpha=5.0, seed=3)
+CONFIG = NoiseConfig(alpha=5.0, seed=3, audit="stop")
 Patch = Callable[[pytest.MonkeyPatch], None]
 
 
