@@ -20,8 +20,6 @@ from neftune_plugins.errors import NEFTuneError
 if TYPE_CHECKING:
     from neftune_plugins.plugins import Framework
 
-    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
-
 _T = TypeVar("_T")
 
 _LENGTHS = (32, 128, 512)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from neftune_plugins.config import names
-from neftune_plugins.config.values import how_read, integer, number, truth
+from neftune_plugins.config.values import how_read, integer, number, off, truth
 from neftune_plugins.errors import NoiseConfigError
 
 _LARGEST_ALPHA = 1e30  # float32, the precision of the noise, can represent it and the values computed from it
@@ -104,6 +104,7 @@ class NoiseConfig:
         "off",
         key="neftune_audit",
         annotation=Audit | None,
+        said=off,
         help="Whether to measure, at the first step and then every 100 steps, the noise that enters the model, and to "
         "compare it with its specification. stop: end the run with an error if they differ. warn: log it. off: never.",
     )
@@ -117,6 +118,7 @@ class NoiseConfig:
         # `plugins.check_type` checks that the type exists, which depends on the installed plugins.
         if not isinstance(self.type, str) or not self.type:
             raise _error("type", self.type, "must be the name of a noise type, such as uniform")
+        vars(self).update(audit=off(self.audit))
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise unknown_choice(name, getattr(self, name), choices)

@@ -44,6 +44,11 @@ def truth(value: Any) -> bool | None:
     return value if isinstance(value, bool) else None
 
 
+def off(value: Any) -> Any:
+    """Return "off" for a boolean false: YAML 1.1 reads off without quotes as false. Other values do not change."""
+    return "off" if value is False else value
+
+
 def how_read(value: Any) -> str:
     """Return how YAML read a surprising value, as the end of an error message; empty for other values."""
     if isinstance(value, bool):

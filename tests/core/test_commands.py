@@ -198,7 +198,7 @@ WRONG = {
         CONFIG + "  neftune_noise_alpha: 6\n",
         1,
         7,
-        "there twice in noise, in lines 5 and 7; YAML uses the last",
+        "is written twice in noise, in lines 5 and 7; YAML uses the last",
     ),
     "lost": (CONFIG + "noise:\n  x: 1\n", 1, 7, "noise is written twice, in lines 4 and 7; YAML uses the last"),
     "misplaced": (
@@ -277,7 +277,7 @@ def test_check_with_a_framework_that_is_unknown_broken_or_not_there(little, tmp_
     shutil.rmtree(tmp_path / "site" / "little-1.5.dist-info")
     status, results = check(tmp_path, one, environment)
     assert status == 2
-    assert 'which is not installed: pip install "little-adapter[little]"' in results["config"]["problem"]
+    assert 'which is not installed; run pip install "little-adapter[little]"' in results["config"]["problem"]
 
 
 def test_check_with_the_package_switched_off(little, tmp_path):

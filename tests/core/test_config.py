@@ -345,3 +345,12 @@ def test_options_that_nothing_reads_are_refused(arguments, message):
 )
 def test_ordinary_command_lines_pass(arguments):
     refuse_options(arguments, read=["--neftune-noise-alpha"])
+
+
+def test_off_is_off_as_yaml_reads_it():
+    """YAML 1.1 reads off without quotes as false."""
+    keys = yaml.safe_load("neftune_noise_alpha: 5\nneftune_audit: off")
+    assert keys["neftune_audit"] is False
+    assert NoiseConfig.from_keys(keys).audit == "off"
+    assert keys_in(keys)["neftune_audit"] == "off"
+    assert NoiseConfig(alpha=5, audit=False).audit == "off"
