@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from neftune_plugins import REPORT_VARIABLE, DemoOptions, NEFTuneError, NoiseConfig
 
 HELD_OUT = 16  # rows kept for the loss before and after
+TRAINED = 96  # so that the demo takes less than 3 minutes on two CPU cores
 QUESTION = "Explain in two sentences why leaves change colour in autumn."
 
 
@@ -62,7 +63,9 @@ def run(options: DemoOptions, prepare: Prepare) -> None:
     model = _model(options)
     rows = _rows()
     data = folder / "train.jsonl"
-    data.write_text("".join(json.dumps({"messages": _messages(row)}) + "\n" for row in rows[HELD_OUT:]))
+    data.write_text(
+        "".join(json.dumps({"messages": _messages(row)}) + "\n" for row in rows[HELD_OUT : HELD_OUT + TRAINED])
+    )
     training = prepare(options, model, data)
     print(f"\nConfiguration: {training.config}\nThe one line that makes it NEFTune: {training.line}\n", flush=True)
     print(f"$ {' '.join(training.command)}", flush=True)

@@ -14,7 +14,7 @@ from neftune_plugins.model import structure
 from neftune_plugins.model.scales import SCALES
 from neftune_plugins.noise.checks import CheckedReader
 from neftune_plugins.noise.draw import NoiseType
-from neftune_plugins.noise.kernels import KernelDraw
+from neftune_plugins.noise.kernels.form import KernelDraw
 from neftune_plugins.noise.layout import LayoutReader
 from neftune_plugins.plugins.hookspecs import hookimpl
 

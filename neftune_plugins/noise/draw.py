@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neftune_plugins.noise.kernels import KernelDraw, kernel_for
+from neftune_plugins.noise.kernels import kernel_for
+from neftune_plugins.noise.kernels.form import KernelDraw
 from neftune_plugins.noise.layout import Layout, total_per_example
 
 

@@ -7,31 +7,15 @@ one the plain path is used; `chosen` says which and why, and one warning is logg
 
 import logging
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from neftune_plugins.noise.kernels.form import Add, KernelDraw
+
 VARIABLE = "NEFTUNE_KERNELS"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-Add = Callable[[Tensor, Tensor, Tensor, Tensor, bool], Tensor | None]
-"""(x_ND, keys_N, unit_scales_N, code_D, measures) adds the noise to x_ND in place. Returns the sums of squares of the
-noise and of the x that have noise, float32 (2,), if `measures`."""
-
-
-@dataclass(frozen=True)
-class KernelDraw:
-    """A noise type's draw for the kernels: the same function as `NoiseType.draw`, to the bit.
-
-    c: a C expression of `bits`, an int32_t, that gives a float.
-    triton: returns a `triton.jit` function of a block of int32 that gives a block of float32; None if there is none.
-    """
-
-    c: str
-    triton: Callable[[], Any] | None = None
 
 
 @dataclass(frozen=True)

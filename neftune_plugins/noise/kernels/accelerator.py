@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from neftune_plugins.noise.kernels import Add, KernelDraw
+from neftune_plugins.noise.kernels.form import Add, KernelDraw
 
 BLOCK, WARPS = 1024, 4
 

@@ -6,8 +6,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from neftune_plugins.noise.kernels import Add
 from neftune_plugins.noise.kernels.build import library
+from neftune_plugins.noise.kernels.form import Add
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 # Fewer elements are not worth starting a thread.
