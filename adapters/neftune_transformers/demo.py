@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from neftune_plugins import REPORT_VARIABLE, DemoOptions, NEFTuneError, NoiseConfig
 
 HELD_OUT = 16  # rows kept for the loss before and after
-TRAINED = 96  # so that the demo takes less than 3 minutes on two CPU cores
+TRAINED = 64  # so that the demo takes less than 3 minutes on two CPU cores
 QUESTION = "Explain in two sentences why leaves change colour in autumn."
 
 
