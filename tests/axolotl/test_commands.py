@@ -42,7 +42,7 @@ def test_check_knows_the_right_and_the_wrong(tmp_path):
     assert_examples_are_right(results[: len(right)], {"dpo": False})
     assert_they_are_refused(results[len(right) : -1], broken)
     assert results[-1]["status"] == int(NEEDS_PLUGINS_KEY)
-    assert (f"add plugins: [{OUR_PLUGIN}]" in results[-1]["problem"]) == NEEDS_PLUGINS_KEY
+    assert (f"Add plugins: [{OUR_PLUGIN}]" in results[-1]["problem"]) == NEEDS_PLUGINS_KEY
 
 
 def test_axolotls_parser_takes_the_command_lines_that_the_pages_show(monkeypatch):
