@@ -111,3 +111,8 @@ def test_the_commands_that_the_readme_shows():
     for command in programs:
         assert command[:2] == ["python", "findings/run.py"]
         assert run(FINDINGS, *command[2:], "--check").returncode == 0
+
+
+def test_the_page_of_surprises_has_every_finding():
+    named = re.findall(r"findings/([\w-]+)\.sh", (ROOT / "docs" / "surprises.md").read_text())
+    assert sorted(set(named)) == [path.stem for path in SCRIPTS]
