@@ -20,7 +20,7 @@ from tests.support.texts import answer, question
 SCRIPTS = Path(sys.executable).parent
 compiles = pytest.mark.xfail(
     Version(transformers.__version__) < Version("5"),
-    reason="with accelerate 1.15, the Trainer of transformers 4.51 compiles the model; the probe says so, without a verdict",
+    reason="accelerate 1.15 makes the Trainer of transformers 4.51 compile the model, which the probe cannot measure",
     strict=True,
 )
 
