@@ -7,10 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import transformers
 import yaml
 from neftune_transformers.tiny import make_tiny_model
-from packaging.version import Version
 
 from benchmarks.probe import command
 from tests.support.documentation import shown
@@ -18,21 +16,14 @@ from tests.support.probing import assert_is_the_native_hooks, assert_is_the_pape
 from tests.support.texts import answer, question
 
 SCRIPTS = Path(sys.executable).parent
-compiles = pytest.mark.xfail(
-    Version(transformers.__version__) < Version("5"),
-    reason="accelerate 1.15 makes the Trainer of transformers 4.51 compile the model, which the probe cannot measure",
-    strict=True,
-)
 
 
-@compiles
 def test_a_script_with_the_callback(tmp_path):
     ended, found = probed(command("transformers", "trainer", tmp_path, native=False), tmp_path)
     assert_is_the_papers(ended, found)
     assert (found["alpha"], found["alpha_source"]) == (5, "the trainer's arguments")
 
 
-@compiles
 def test_a_script_with_the_native_hook(tmp_path):
     ended, found = probed(command("transformers", "trainer", tmp_path, native=True), tmp_path, NEFTUNE_PLUGINS="0")
     assert_is_the_native_hooks(ended, found)
@@ -50,7 +41,6 @@ def assert_shows(output: str, page: str) -> None:
             assert one == other, printed
 
 
-@compiles
 def test_a_reference_without_adapters(tmp_path):
     """DPO with LoRA: the native hook noises the reference, which is the model with its adapters off."""
     verdicts = {}
@@ -95,7 +85,6 @@ def test_trl_sft(tmp_path):
     assert found["alpha_source"] == str(tmp_path / "config.yaml")
 
 
-@compiles
 def test_two_processes(tmp_path):
     """Both end at the same step, and the launcher with them."""
     script = tmp_path / "train.py"
