@@ -207,10 +207,10 @@ WRONG = {
         7,
         "trl.neftune_noise_seed: 5 has no effect there; write neftune_noise_seed: 5 in noise",
     ),
-    "idle": (CONFIG + "epochs: 0\n", 1, 5, "no effect, because nothing trains: epochs is 0; set epochs: 1, or take"),
-    "unknown": ("a: 1\n", 2, None, "it is of no framework ("),
+    "idle": (CONFIG + "epochs: 0\n", 1, 5, "no effect, because nothing trains: epochs is 0; set epochs: 1, or remove"),
+    "unknown": ("a: 1\n", 2, None, "the keys fit no known framework ("),
     "empty": ("", 2, None, "the file is empty; a configuration has keys"),
-    "both": (CONFIG + "base_model: m\ndatasets: []\n", 2, None, "it is of more than one framework ("),
+    "both": (CONFIG + "base_model: m\ndatasets: []\n", 2, None, "the keys fit more than one framework ("),
 }
 
 
@@ -262,7 +262,7 @@ def test_check_tells_what_is_wrong_and_in_which_line(little, tmp_path):
     shown = neftune("check", tmp_path / "negative.yaml", tmp_path / "unknown.yaml", **environment)
     assert shown.returncode == 2
     assert shown.stdout.startswith(f"{tmp_path}/negative.yaml:5: neftune_noise_alpha: -1 must be")
-    assert f"\n\n{tmp_path}/unknown.yaml: by its keys" in shown.stdout
+    assert f"\n\n{tmp_path}/unknown.yaml: the keys" in shown.stdout
 
 
 def test_check_with_a_framework_that_is_unknown_broken_or_not_there(little, tmp_path):

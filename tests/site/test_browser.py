@@ -178,4 +178,4 @@ def test_a_report_of_200_trials_opens_at_once(chromium, report):
 
 def assert_nothing_left_the_page(chromium: Browser) -> None:
     away = [address for address in chromium.requests() if not address.startswith(LOCAL)]
-    assert away == []
+    assert away == [], "\n".join(away)

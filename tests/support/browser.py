@@ -23,7 +23,7 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
-LOCAL = ("file:", "data:", "blob:", "about:", "chrome:")  # the last are parts of the browser itself
+LOCAL = ("file:", "data:", "blob:", "about:", "chrome:", "chrome-untrusted:")  # the last two are the browser's own
 
 _CONTRAST, _CONTROLS = (Path(__file__).with_name(f"{name}.js").read_text() for name in ("contrast", "controls"))
 
@@ -114,6 +114,9 @@ def browser(folder: Path) -> Iterator[Browser]:
     options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
     started = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
     try:
-        yield Browser(started)
+        opened = Browser(started)
+        started.get("about:blank")
+        opened.requests()  # those of the page for a new tab, which a slow machine loads until another page is opened
+        yield opened
     finally:
         started.quit()

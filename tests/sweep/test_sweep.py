@@ -149,7 +149,7 @@ WRONG = {
     ),
     "rows": (["--alpha", "5", "--held-out", "gone.jsonl"], "gone.jsonl: there is no such file", None),
     "storage": (["--alpha", "5", "--storage", "nosuch://x"], "--storage nosuch://x: ", None),
-    "framework": (["--alpha", "5"], "by its keys it is of no framework", "other.yaml"),
+    "framework": (["--alpha", "5"], "the keys fit no known framework", "other.yaml"),
 }
 
 
@@ -169,7 +169,7 @@ def test_the_extra_is_named_where_it_is_missing(sweep, monkeypatch):
     for name in [name for name in sys.modules if name.startswith("neftune_plugins.sweep.")]:
         monkeypatch.delitem(sys.modules, name)
     _, _, problem = sweep("--alpha", "5")
-    assert problem.rstrip().endswith('install what a sweep needs: pip install "neftune-plugins[sweep]"')
+    assert problem.rstrip().endswith('install: pip install "neftune-plugins[sweep]"')
 
 
 def test_a_terminal_shows_a_bar(tmp_path):

@@ -74,13 +74,12 @@ def test_a_sweep_that_was_stopped_and_killed_goes_on(tmp_path):
 
 
 def test_two_workers_that_begin_at_once_share_the_work_and_one_takes_over_from_the_other(url, tmp_path):
-    first, second = (
-        Worker(tmp_path, *GRID, "--storage", url, "--output", str(tmp_path / name), SECONDS="1", WORKER=name)
-        for name in "ab"
-    )
-    until(lambda: all(events(first.ledger, "end", worker=name) for name in "ab"))
-    before = len(events(first.ledger, "begin", worker="a"))
-    until(lambda: len(events(first.ledger, "begin", worker="a")) > before)
+    def worker(name: str, other: str, **environment: str) -> Worker:
+        options = ("--storage", url, "--output", str(tmp_path / name))
+        return Worker(tmp_path, *GRID, *options, SECONDS="1", WORKER=name, OTHER=other, **environment)
+
+    first, second = worker("a", "b", ENDLESS="2"), worker("b", "a")
+    until(lambda: len(events(first.ledger, "begin", worker="a")) == 2)
     first.signal(signal.SIGKILL)
     lost = events(first.ledger, "begin", worker="a")[-1]
     status, output = second.wait()
