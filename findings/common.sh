@@ -24,7 +24,7 @@ finding() {
     }
     python="$folder/venv/bin/python"
     echo "== $(sed -n '2s/^# //p' "$script")"
-    "$python" - "${packages[@]%%==*}" <<'PYTHON'
+    "$python" - "${packages[@]%%[=[]*}" <<'PYTHON'
 import importlib.metadata, platform, sys
 print("python", platform.python_version(), *(f"{name} {importlib.metadata.version(name)}" for name in sys.argv[1:]))
 PYTHON

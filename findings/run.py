@@ -49,7 +49,7 @@ class Finding:
         if not self.recorded:
             yield "no recorded output ('# | ' lines)"
         for package in self.fields.get("With", "").split():
-            if not re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*", package):
+            if not re.fullmatch(r"[a-z0-9-]+(\[[a-z]+\])?==[0-9][0-9a-z.]*", package):
                 yield f"{package!r} is not a package with its version, name==1.2.3"
         seen = self.fields.get("Seen")
         try:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from packaging.requirements import Requirement
 
 from neftune_plugins.autoload import VARIABLE, enabled
-from neftune_plugins.commands import installed, worker
+from neftune_plugins.commands import installed, surprises, worker
 from neftune_plugins.commands.diagnosis import OURS, Finding, one_line, version
 from neftune_plugins.commands.terminal import waiting
 from neftune_plugins.errors import NEFTuneError
@@ -27,7 +27,7 @@ def doctor() -> list[Finding]:
     findings = list(_environment())
     if any(finding.state == "wrong" and finding.what == "plugin" for finding in findings):
         return findings  # a broken plugin prevents all registrations, so no framework is known
-    findings += _kernels()
+    findings += [*_kernels(), *surprises.applying()]
     known = list(frameworks().values())
     present = [framework for framework in known if version(framework.distribution) is not None]
     untested = {framework.name: installed.untested(framework) for framework in present}

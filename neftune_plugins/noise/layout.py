@@ -136,10 +136,27 @@ def _fillers(batch: Batch, pad_BL: Tensor) -> Tensor:
     if batch["pad_token_id"] == 0:
         return pad_BL
     zero_BL = batch["input_ids"] == 0
-    labels = batch.get("labels")
-    if isinstance(labels, Tensor) and labels.shape == zero_BL.shape:
-        zero_BL = zero_BL & (labels != 0)  # what is trained on is a word
+    word_BL = _trained_zeros(batch, zero_BL)
+    if word_BL is not None:
+        zero_BL = zero_BL & ~word_BL
     return torch.logical_or(pad_BL, zero_BL)
+
+
+def _trained_zeros(batch: Batch, zero_BL: Tensor) -> Tensor | None:
+    """Which of the ids 0 are trained on, so that they are words; None if nothing says it. Labels that are narrower
+    than the ids belong to the columns that `logits_to_keep` names: the last ones, or those after each kept logit."""
+    labels, kept = batch.get("labels"), batch.get("logits_to_keep")
+    if not isinstance(labels, Tensor) or labels.dim() != 2 or len(labels) != len(zero_BL):
+        return None
+    width = zero_BL.shape[1]
+    missing = width - labels.shape[1]
+    if missing == 0:
+        return zero_BL & (labels == 0)
+    if missing > 0 and isinstance(kept, int) and kept == labels.shape[1]:
+        return zero_BL & torch.nn.functional.pad(labels == 0, (missing, 0), value=False)
+    if missing > 0 and isinstance(kept, Tensor) and kept.dtype == torch.bool and kept.shape == (width,):
+        return zero_BL & torch.nn.functional.pad(kept[:-1], (1, 0), value=False)
+    return None
 
 
 def _all_of(values: Sequence[Tensor]) -> Tensor | None:

@@ -47,8 +47,9 @@ def examples_of(
 ) -> Examples | str:
     """The examples of a batch with these ids; if they cannot be known, the reason.
 
-    batch: `attention_mask`, `position_ids`, `cu_seq_lens_q`, `seq_idx`, `labels` of the forward, as far as it has them;
-        in `outer` those of a call around it that had more columns of the same rows. Waits for their device.
+    batch: `attention_mask`, `position_ids`, `cu_seq_lens_q`, `seq_idx`, `labels`, `logits_to_keep` of the forward, as
+        far as it has them; in `outer` those of a call around it that had more columns of the same rows. Waits for their
+        device.
     """
     outer = batch.get("outer")
     if outer is not None:
@@ -63,7 +64,7 @@ def examples_of(
     found = Examples([], [], [])
     for index, row in enumerate(ids):
         told = _told(batch, index, row)
-        examples, unsure = _without_padding(told, row, _row(batch, "labels", index), pad_token_id, eos_token_ids)
+        examples, unsure = _without_padding(told, row, _labels(batch, index, width), pad_token_id, eos_token_ids)
         found.rows.append(examples)
         found.lengths.append([len(columns) for columns in examples])
         found.unsure.append(unsure)
@@ -93,6 +94,20 @@ def _row(batch: Mapping[str, Any], name: str, index: int) -> _Row | None:
     if value.dim() == 1:
         return list(value.tolist())
     return list(value[min(index, len(value) - 1)].tolist())
+
+
+def _labels(batch: Mapping[str, Any], index: int, width: int) -> _Row | None:
+    """The labels of a row by column; None if nothing says to which columns they belong."""
+    labels, kept = _row(batch, "labels", index), batch.get("logits_to_keep")
+    if labels is None or len(labels) == width:
+        return labels
+    if isinstance(kept, int) and len(labels) == kept < width:
+        return [-100] * (width - kept) + labels
+    if isinstance(kept, Tensor) and kept.dtype == torch.bool and kept.shape == (width,):
+        columns = (kept.nonzero().flatten() + 1).tolist()  # a logit is compared with the label of the next column
+        by_column = dict(zip(columns, labels[1:], strict=False))  # the last logit has none
+        return [by_column.get(column, -100) for column in range(width)]
+    return None
 
 
 def _told(batch: Mapping[str, Any], index: int, row: _Row) -> _Told:
@@ -202,7 +217,7 @@ def _without_padding(
 
 
 def _is_untrained(labels: _Row | None, tail: int) -> bool:
-    return labels is None or len(labels) < tail or labels[tail - 1] in (-100, None) or labels[tail - 1] != 0
+    return labels is None or labels[tail - 1] != 0
 
 
 def _disagreements(told: _Told, row: _Row, pad: int | None) -> list[str]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _OF_DECODER = {"decoder_attention_mask": "attention_mask", "decoder_position_ids": "position_ids"}
-_OF_LAYOUT = ("attention_mask", "position_ids", "cu_seq_lens_q", "seq_idx", "labels")
+_OF_LAYOUT = ("attention_mask", "position_ids", "cu_seq_lens_q", "seq_idx", "labels", "logits_to_keep")
 
 
 class _Reached(Exception):  # noqa: N818  (no error: always_call hooks run for an Exception alone)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from neftune_plugins import NoiseConfig, NoiseNotAppliedError, install
+from neftune_plugins.model.calls import CALLS
 from tests.support.installing import untrained
 from tests.support.models import ToyModel, examples, padded
 
@@ -130,6 +131,37 @@ def test_checkpointing_of_a_whole_model_repeats_the_noise_of_each_forward(use_re
         assert any(torch.equal(x, y) for y in want)
     for x, y in zip(entered[:2], want, strict=True):
         assert torch.equal(x, y)
+
+
+class Unfinished(ToyModel):
+    """Its forward is still running when the last tensor that backward needs exists, as an MLP is that ends a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fired = [0, 0]
+        self.register_forward_pre_hook(lambda *_: self._count(0))
+        self.register_forward_hook(lambda *_: self._count(1))
+
+    def _count(self, which: int) -> None:
+        self.fired[which] += 1
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        return super().forward(*args, **kwargs) + 1
+
+
+def test_a_recomputation_that_stops_early_leaves_no_call():
+    """torch 2.14 under transformers 5.24: pre-hooks fire more often than forward hooks
+    (findings/torch-checkpoint-hooks.sh)."""
+    torch.manual_seed(0)
+    model = Unfinished().train()
+    ids, mask = BATCHES[0]
+    with install(model, CONFIG) as handle:
+        handle.step = 0
+        for repeat in range(1, 4):
+            checkpoint(lambda: model(input_ids=ids, attention_mask=mask), use_reentrant=False).sum().backward()
+            assert model.fired == [2 * repeat, repeat]
+            assert CALLS.innermost() is None and CALLS.stack == []
+        assert not model.eval().noise(ids, attention_mask=mask).any()
 
 
 def test_rollouts_inside_of_no_autograd_function_stay_clean():

@@ -596,3 +596,17 @@ def test_half_precision_rounds_once(batch, dtype):
             model(**batch)
         entered.append(model.entered.detach())
     assert torch.equal(entered[0].to(dtype), entered[1])
+
+
+def test_a_wide_row_in_float16_has_its_noise():
+    """Length times width is above the largest number of float16, of which NeMo Automodel 0.7.0 makes a bound of 0
+    (findings/automodel-noise-float16.sh)."""
+    ids = torch.randint(1, 97, (2, 40))
+    model = ToyModel(dim=2048).to(torch.float16).train()
+    with torch.no_grad():
+        model.embed_tokens.weight.zero_()  # so that nothing is rounded but the noise
+    with install(model, CONFIG) as handle:
+        handle.step = 0
+        noise = model.noise(ids, attention_mask=torch.ones_like(ids)).float()
+    paper = CONFIG.alpha / (40 * 2048 * 3) ** 0.5
+    assert torch.allclose(noise.square().mean((1, 2)).sqrt(), torch.tensor(paper), rtol=0.02)

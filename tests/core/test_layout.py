@@ -204,6 +204,52 @@ def test_a_tail_of_ids_0_that_is_trained_on_is_none():
     assert found(batch | {"labels": torch.tensor([[5, 6, -100, -100]])}) == [[[5, 6]]]
 
 
+def narrowed(labels: torch.Tensor) -> dict[str, object]:
+    """What ms-swift 4.6 gives the model (swift/trainers/mixin.py, prepare_logits_to_keep): of several rows the last
+    columns of the labels, and their number; of one row the trained labels alone, and where their logits are."""
+    if len(labels) > 1:
+        kept = labels.shape[1] - int((labels != -100).int().argmax(-1).min()) + 1
+        return {"labels": labels[:, -kept:], "logits_to_keep": kept}
+    is_trained = (labels != -100)[0]
+    compacted = nn.functional.pad(labels[:, is_trained], (1, 0), value=-100)
+    return {"labels": compacted, "logits_to_keep": nn.functional.pad(is_trained[1:], (0, 1), value=True)}
+
+
+NARROW_IDS = torch.tensor([[5, 6, 7, 8, 9, 0, 0, 0]])
+NARROW_POSITIONS = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4]])  # of the padding too, as some cutters count
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("last", [0, -100], ids=["trained", "padding"])
+def test_labels_that_are_narrower_than_the_ids_are_read_at_their_columns(rows, last):
+    """ms-swift 4.6: the last id 0 ends a text if it is trained on, and is padding if it is not."""
+    labels = torch.tensor([[-100, -100, 7, -100, 9, last, -100, -100]]).repeat(rows, 1)
+    batch = {"input_ids": NARROW_IDS.repeat(rows, 1), "position_ids": NARROW_POSITIONS.repeat(rows, 1)}
+    given = batch | narrowed(labels)
+    assert given["labels"].shape[1] < NARROW_IDS.shape[1]
+    want = [[[5, 6, 7], [8, 9, 0] if last == 0 else [8, 9]]] * rows
+    assert found(batch | {"labels": labels, "pad_token_id": 3}) == want
+    assert found(given | {"pad_token_id": 3}) == want
+    model = ToyModel()
+    model.config.pad_token_id = 3
+    with install(model.train(), NoiseConfig(alpha=5, seed=1)) as handle:
+        handle.step = 0
+        whole, narrow = model.noise(**batch, labels=labels), model.noise(**given)
+        assert torch.equal(whole, narrow)
+        assert whole[:, 5].any() == (last == 0)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_mask_decides_whatever_the_width_of_the_labels(side, rows):
+    texts = examples(LENGTHS)[:rows]
+    ids, mask = padded(texts, side=side, width=9)
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[:, :1] = -100
+    batch = {"input_ids": ids, "attention_mask": mask, "pad_token_id": PAD}
+    assert found(batch | narrowed(labels)) == [[text] for text in texts]
+
+
 # M-RoPE: time, height and width of two examples, of which each has an image of 2 x 2 patches.
 IMAGES = torch.tensor(
     [

@@ -233,6 +233,30 @@ def test_padding(batch, pad, ends, expected):
     assert not isinstance(found, str) and found.rows == [expected]
 
 
+# The columns before those that are trained, and the last.
+KEPT = torch.tensor([False, True, False, True, True, False, False, True])
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"labels": torch.tensor([[-100, -100, 7, -100, 9, 0, -100, -100]])},
+        {"labels": torch.tensor([[-100, 7, -100, 9, 0, -100, -100]]), "logits_to_keep": 7},
+        {"labels": torch.tensor([[-100, 7, 9, 0]]), "logits_to_keep": KEPT},
+    ],
+    ids=["whole", "last columns", "compacted"],
+)
+def test_labels_are_read_at_their_columns(labels):
+    """ms-swift 4.6 makes them narrower than the ids. Here they train an id 0, which would be padding otherwise."""
+    ids = torch.tensor([[5, 6, 7, 8, 9, 0, 0, 0]])
+    batch = {"position_ids": torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4]])}
+    read = examples_of(batch | labels, ids, pad_token_id=3)
+    assert not isinstance(read, str) and read.rows == [[[0, 1, 2], [3, 4, 5]]]
+    narrow = labels["labels"].masked_fill(labels["labels"] == 0, -100)
+    unread = examples_of(batch | {"labels": narrow[:, :4]}, ids, pad_token_id=3)  # nothing says of which columns
+    assert not isinstance(unread, str) and unread.rows == [[[0, 1, 2], [3, 4]]]
+
+
 def test_a_slice_has_the_lengths_of_the_whole_row():
     ids, mask = padded(examples(LENGTHS))
     batch = {"outer": {"input_ids": ids, "attention_mask": mask}}

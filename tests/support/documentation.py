@@ -16,6 +16,7 @@ from neftune_plugins import CheckedModel, NoiseConfig, NoiseConfigError, resolve
 from neftune_plugins.commands.check import described
 from neftune_plugins.commands.checked import Checked, report
 from neftune_plugins.commands.reading import read
+from neftune_plugins.commands.surprises import Surprise, sections
 from neftune_plugins.config import key
 from neftune_plugins.plugins.manager import plugin_manager
 from tests.support import matrix
@@ -124,6 +125,30 @@ def example(path: str) -> Callable[[], str]:
     return lambda: f"```yaml\n{(ROOT / path).read_text()}```"
 
 
+def surprises() -> str:
+    """The tables of the page, one a section."""
+    parts = []
+    for section in sections():
+        lines = [
+            "| you would expect | what happens | effect | this package | seen with | seen in |",
+            "|---|---|---|---|---|---|",
+        ]
+        parts.append("\n".join([f"## {section.title}\n", *lines, *map(_surprise, section.rows)]))
+    return "\n\n".join(parts)
+
+
+def _surprise(row: Surprise) -> str:
+    releases = ", ".join(f"{release.name} {_range(str(release.specifier))}" for release in row.releases)
+    seen = ", ".join(f"`{path}`" for path in row.seen)
+    return f"| {' | '.join([row.expected, row.happens, row.effect, row.ours, releases, seen])} |"
+
+
+def _range(specifier: str) -> str:
+    """`==1.2` is "1.2", `>=1.0,<=1.2` is "1.0 and 1.2"."""
+    ends = sorted(specifier.split(","), key=lambda part: part.startswith("<"))
+    return " and ".join(end.lstrip("<>=") for end in ends)
+
+
 GENERATED = {
     ROOT / "README.md": {"support": matrix.table},
     ROOT / "docs" / "start.md": {
@@ -137,6 +162,7 @@ GENERATED = {
     ROOT / "docs" / "performance.md": {"noise": noise.recorded},
     ROOT / "docs" / "results.md": {"results": alpha.recorded},
     ROOT / "docs" / "proof.md": {"probed": probe.recorded},
+    ROOT / "docs" / "surprises.md": {"surprises": surprises},
     ROOT / "docs" / "quality.md": {"statistics": quality.recorded, "battery": quality.battery},
 }
 

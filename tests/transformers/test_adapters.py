@@ -282,3 +282,27 @@ def test_multitask_prompt_tuning_of_an_encoder_decoder_that_is_given_labels_alon
         end = int(tokens.nonzero()[-1]) + 1
         expected = specification.noise(tokens[:end].tolist(), 32, alpha=ALPHA, seed=SEED, step=STEP, stream=1)
         torch.testing.assert_close(row[:end], torch.tensor(expected), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("first", ["noise", "quantisation"])
+def test_the_noise_stays_where_quantisation_replaces_the_embedding(first):
+    """torchao 0.18's QAT makes another module of it, without its hooks (findings/torchao-qat-hooks.sh)."""
+    quantization = pytest.importorskip("torchao.quantization")
+    qat = pytest.importorskip("torchao.quantization.qat")
+    model = model_of("Llama", tied=False)
+
+    def prepare() -> None:
+        weights = qat.IntxFakeQuantizeConfig(torch.int4, group_size=32)
+        config = qat.QATConfig(weight_config=weights, step="prepare")
+        quantization.quantize_(model, config, filter_fn=lambda module, name: name.endswith("embed_tokens"))
+
+    if first == "quantisation":
+        prepare()
+    with install(model, CONFIG) as handle:
+        handle.step = STEP
+        if first == "noise":
+            prepare()
+        (noisy,) = entered(model, seq2seq=False)
+    assert type(model.model.embed_tokens) is not nn.Embedding
+    (clean,) = entered(model, seq2seq=False)
+    assert_specified(noisy - clean, IDS, 0)

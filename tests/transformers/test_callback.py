@@ -1,5 +1,6 @@
 """The callback's own affairs: exceptions, resuming, repeated training, and its errors."""
 
+import copy
 import logging
 import os
 import subprocess
@@ -120,6 +121,54 @@ def test_a_run_resumed_to_a_longer_one_is_on_its_schedule(driver, tmp_path):
     for call in resumed.calls:
         for example in per_example(call, driver.pad_id):
             assert abs(ratio(example, 5.0 * (1 - call.global_step / 8)) - 1) < 0.05
+
+
+def test_a_run_resumed_at_its_end_has_the_noise_of_the_step_that_it_trains(driver, tmp_path):
+    """Trainer of transformers 5.24 trains a step beyond max_steps (findings/trainer-resumed-past-the-end.sh)."""
+    short = driver.train("trainer", KEYS, folder=tmp_path / "short", save=True)
+    resumed = driver.train("trainer", KEYS, folder=tmp_path / "long", resume=short.saved, max_steps=3)
+    for call in resumed.calls:
+        assert call.global_step == 3
+        for example in per_example(call, driver.pad_id):
+            ids, dim = example.ids.tolist(), example.noise.shape[1]
+            want = specification.noise(ids, dim, alpha=5.0, seed=driver.seed, step=3)
+            torch.testing.assert_close(example.noise, torch.tensor(want), rtol=0, atol=2e-7)
+    assert len(resumed.calls) == 1
+
+
+def test_each_trial_of_a_search_has_the_noise_of_its_alpha(driver, tmp_path):
+    """The native hook keeps the alpha of the first (transformers 5.24, findings/trainer-search-noise.sh)."""
+    optuna = pytest.importorskip("optuna")
+    found = []
+
+    class Look(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **others):
+            self.probe = Probe().attach(model)
+
+        def on_train_end(self, args, state, control, **others):
+            self.probe.detach()
+            found.extend((args.neftune_noise_alpha, call) for call in self.probe.calls)
+
+    made = driver.trainer("trainer", KEYS, tmp_path, callbacks=[], max_steps=1)
+    trainer = Trainer(
+        args=made.args,
+        model_init=lambda: copy.deepcopy(made.model),
+        data_collator=made.data_collator,
+        train_dataset=made.train_dataset,
+        eval_dataset=made.train_dataset,
+        callbacks=[NEFTuneCallback(), Look()],
+    )
+    alphas = [1.0, 20.0]
+    trainer.hyperparameter_search(
+        hp_space=lambda trial: {"neftune_noise_alpha": trial.suggest_categorical("neftune_noise_alpha", alphas)},
+        compute_objective=lambda metrics: 0.0,
+        n_trials=2,
+        backend="optuna",
+        sampler=optuna.samplers.GridSampler({"neftune_noise_alpha": alphas}, seed=0),
+    )
+    assert sorted({alpha for alpha, _ in found}) == alphas
+    for alpha, call in found:
+        assert all(abs(ratio(example, alpha) - 1) < 0.05 for example in per_example(call, driver.pad_id))
 
 
 def test_alpha_can_be_given_to_the_callback_alone(driver, tmp_path):

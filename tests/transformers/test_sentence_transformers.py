@@ -72,7 +72,7 @@ class Seen:
         self.calls.append((args[0].clone(), (output - clean).detach().clone(), torch.is_grad_enabled()))
 
 
-def train(model, loss, tmp_path, *, steps=1):
+def train(model, loss, tmp_path, *, data=None, steps=1):
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(tmp_path / "out"),
         max_steps=steps,
@@ -85,7 +85,7 @@ def train(model, loss, tmp_path, *, steps=1):
         save_strategy="no",
     )
     trainer = SentenceTransformerTrainer(
-        model=model, args=arguments, train_dataset=rows(), loss=loss, callbacks=[NEFTuneCallback(alpha=ALPHA)]
+        model=model, args=arguments, train_dataset=data or rows(), loss=loss, callbacks=[NEFTuneCallback(alpha=ALPHA)]
     )
     gradients = {}
     trainer.create_optimizer()
@@ -125,11 +125,28 @@ def test_every_column_has_the_specified_noise(model, tmp_path):
     assert_specified(calls)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_merged_columns_are_padded_with_id_0_whatever_the_tokenizer_pads_with(model, tmp_path, side):
+    """sentence-transformers 6.2: positives and negatives become one batch, filled up on the right with id 0."""
+    model.tokenizer.padding_side = side
+    data = rows()
+    data = data.add_column("negative", [" ".join(["w7"] * (1 + number % 3)) for number in range(len(data))])
+    _, calls = train(model, losses.MultipleNegativesRankingLoss(model), tmp_path, data=data)
+    anchors, merged = (ids for ids, _, _ in calls)
+    assert len(merged) == 2 * len(anchors)
+    negatives = merged[len(anchors) :]
+    assert (negatives[:, -1] == 0).all()
+    if side == "left":
+        assert (negatives[:, 0] == PAD).any()
+    assert_specified(calls)
+
+
 def test_cached_losses_have_the_gradients_of_the_uncached_ones(model, tmp_path):
     want, _ = train(model, losses.MultipleNegativesRankingLoss(model), tmp_path)
     model.zero_grad()
     found, calls = train(model, losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=3), tmp_path)
     assert {graded for _, _, graded in calls} == {True, False}
+    assert len({ids.shape[1] for ids, _, _ in calls}) > 1  # a mini-batch is cut to its longest text
     assert_specified(calls)
     assert want.keys() == found.keys()
     flat = [torch.cat([one[name].flatten() for name in want]) for one in (want, found)]
