@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from neftune_plugins.config import NoiseConfig
 from neftune_plugins.errors import WrongNoiseError
+from neftune_plugins.model import structure
 from neftune_plugins.proof import Blind, Captured, Measured, MeasuredExample, Measurement, Watch, compiled_lookup
 from neftune_plugins.proof.specified import SPREAD, TYPES, alpha_at, noise
 
@@ -344,7 +345,7 @@ def _repeatable(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple
 
 def _is_fsdp1(model: nn.Module) -> bool:
     """FSDP1 and FSDP2 mark all modules that they manage; those that FSDP2 wraps have methods of it."""
-    modules = list(model.modules())
+    modules = list(structure.walk(model))
     is_managed = any(getattr(module, "_is_fsdp_managed_module", False) for module in modules)
     is_wrapper = any(type(module).__name__ == "FullyShardedDataParallel" for module in modules)
     return is_wrapper or (is_managed and not any(hasattr(module, "_get_fsdp_state") for module in modules))

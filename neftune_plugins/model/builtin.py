@@ -81,7 +81,7 @@ def neftune_embeddings(model: nn.Module) -> Sequence[nn.Module] | None:
     own = [structure.input_embedding(part) for part in parts]
     found = dict.fromkeys(embedding for embedding in own if embedding is not None)
     shared = {id(parameter) for embedding in found for parameter in embedding.parameters()}
-    for module in model.modules():
+    for module in structure.walk(model):
         # An encoder's or decoder's own, which an adapter may wrap.
         embedding = structure.own_embedding(module)
         if embedding is not None and any(id(parameter) in shared for parameter in embedding.parameters()):
@@ -90,7 +90,7 @@ def neftune_embeddings(model: nn.Module) -> Sequence[nn.Module] | None:
         is_lookup = not isinstance(module, nn.Linear | nn.ParameterDict | nn.ParameterList)
         if is_lookup and any(id(parameter) in shared for parameter in module._parameters.values()):
             found[module] = None
-    wrappers = [module for module in model.modules() if any(inner in found for inner in _wrapped(module))]
+    wrappers = [module for module in structure.walk(model) if any(inner in found for inner in _wrapped(module))]
     return _without_wrapped(model, [*found, *(module for module in wrappers if module not in found)]) or None
 
 
@@ -105,7 +105,7 @@ def _without_wrapped(model: nn.Module, found: Sequence[nn.Module]) -> list[nn.Mo
     outer (transformers 4: PEFT wraps `shared` of T5, encoder and decoder keep what was there)."""
     left_out = set()
     for outer in found:
-        inside = set(outer.modules())
+        inside = set(structure.walk(outer))
         for inner in inside.intersection(found) - {outer}:
             beside = (module for module in structure.above(model, inner) if module not in inside)
             is_bypassed = any(child is inner for module in beside for child in module.children())

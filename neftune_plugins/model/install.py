@@ -78,7 +78,9 @@ def install(
 
 def _overlap(one: nn.Module, other: nn.Module) -> bool:
     """Whether one of the models contains the other."""
-    return any(module is other for module in one.modules()) or any(module is one for module in other.modules())
+    return any(module is other for module in structure.walk(one)) or any(
+        module is one for module in structure.walk(other)
+    )
 
 
 def _embeddings(model: nn.Module) -> list[nn.Module]:
@@ -90,7 +92,7 @@ def _embeddings(model: nn.Module) -> list[nn.Module]:
             "modules in it gave none. A plugin can name them: implement neftune_embeddings(model) "
             "(neftune_plugins.plugins.hookspecs)."
         )
-    inside = set(model.modules())
+    inside = set(structure.walk(model))
     strangers = [type(embedding).__name__ for embedding in found if embedding not in inside]
     if strangers:
         raise NoiseNotAppliedError(
@@ -171,8 +173,9 @@ class Handle:
 
     def _hook_owners(self, embeddings: Sequence[nn.Module]) -> None:
         decoder = structure.decoder(self.model)
-        inside_decoder = set() if decoder is None else set(decoder.modules())
+        inside_decoder = set() if decoder is None else set(structure.walk(decoder))
         owners = _owners(self.model, decoder, embeddings)
+        outer = _outer(self.model, owners)
         for module in owners:
             pre_hook = OwnerPreHook(
                 self._noise,
@@ -180,7 +183,7 @@ class Handle:
                 is_root=module is self.model,
                 arguments=tuple(inspect.signature(module.forward).parameters),
                 stream=int(module in inside_decoder),
-                innermost=not any(child in owners for child in module.modules() if child is not module),
+                innermost=module not in outer,
             )
             self._owner_hooks.append(module.register_forward_pre_hook(pre_hook, with_kwargs=True))
             end = module.register_forward_hook(OwnerHook(self._noise, pre_hook), always_call=True)
@@ -357,12 +360,11 @@ class _EmbeddingHooks:
         wanted = set(embeddings)
         self._slots = [
             (module, name, child)
-            for module in self._model.modules()
+            for module in structure.walk(self._model)
             for name, child in module._modules.items()
             if child in wanted
         ]
-        names = {module: name for name, module in self._model.named_modules()}
-        return [names[embedding] for embedding in embeddings]
+        return structure.named(self._model, embeddings)
 
     def are_in_place(self) -> bool:
         """Whether each embedding still stands where it stood."""
@@ -386,6 +388,23 @@ def _owners(model: nn.Module, decoder: nn.Module | None, embeddings: Sequence[nn
         and module not in embeddings
         and (module is decoder or "attention_mask" in inspect.signature(module.forward).parameters)
     ]
+
+
+def _outer(model: nn.Module, owners: Sequence[nn.Module]) -> set[nn.Module]:
+    """Those of the owners that another one is in."""
+    over = structure.parents(model)
+    among = set(owners)
+    found: set[nn.Module] = set()
+    for owner in owners:
+        todo, seen = [owner], set()
+        while todo:
+            for parent in over[todo.pop()]:
+                if parent in among:
+                    found.add(parent)  # and it finds those above
+                elif parent not in seen:
+                    seen.add(parent)
+                    todo.append(parent)
+    return found
 
 
 def _forget_compiled_graphs() -> None:

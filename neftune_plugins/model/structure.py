@@ -6,11 +6,42 @@ thousands of modules.
 
 import inspect
 import re
-from collections import defaultdict
+from collections.abc import Iterator, Sequence
 
 from torch import nn
 
 from neftune_plugins.errors import NoiseNotAppliedError
+
+
+def walk(model: nn.Module) -> Iterator[nn.Module]:
+    """The modules of a model in the order of `model.modules()`, which takes time quadratic in their depth."""
+    return (module for module, _, _ in _walk(model))
+
+
+def named(model: nn.Module, wanted: Sequence[nn.Module]) -> list[str]:
+    """The names of these modules, as `model.named_modules()` gives them. Raises KeyError if one is not in the model."""
+    reached = {module: (parent, name) for module, parent, name in _walk(model)}
+
+    def path(module: nn.Module) -> Iterator[str]:
+        parent, name = reached[module]
+        while parent is not None:
+            yield name
+            parent, name = reached[parent]
+
+    return [".".join(reversed(list(path(module)))) for module in wanted]
+
+
+def _walk(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module | None, str]]:
+    """Each module once, with the one it was reached from and its name there."""
+    seen: set[nn.Module] = set()
+    todo: list[tuple[nn.Module, nn.Module | None, str]] = [(model, None, "")]
+    while todo:
+        module, parent, name = todo.pop()
+        if module not in seen:
+            seen.add(module)
+            yield module, parent, name
+            children = reversed(module._modules.items())
+            todo += [(child, module, name) for name, child in children if child is not None]
 
 
 def input_embedding(model: nn.Module) -> nn.Module | None:
@@ -21,7 +52,7 @@ def input_embedding(model: nn.Module) -> nn.Module | None:
     A wrapper may hold several models, such as a student and its teacher: then that of the only one with trainable
     parameters. Raises NoiseNotAppliedError if several have some.
     """
-    for module in model.modules():
+    for module in walk(model):
         embedding = own_embedding(module)
         if embedding is not None:
             if hasattr(type(model), "get_input_embeddings"):
@@ -46,11 +77,11 @@ def _of_the_trained(wrapper: nn.Module, first: nn.Module) -> nn.Module:
     """Of several models side by side in a module that has no embedding itself, that of the one that is trained."""
     models: dict[nn.Module, nn.Module] = {}
     inside: set[nn.Module] = set()
-    for module in wrapper.modules():
+    for module in walk(wrapper):
         embedding = own_embedding(module)
         if embedding is not None and module not in inside:
             models[module] = embedding
-            inside.update(module.modules())
+            inside.update(walk(module))
     if len(set(models.values())) == 1:
         return first
     trained = {model for model in models if any(parameter.requires_grad for parameter in model.parameters())}
@@ -60,7 +91,7 @@ def _of_the_trained(wrapper: nn.Module, first: nn.Module) -> nn.Module:
     policy = getattr(wrapper, "policy", None)
     if policy in models:  # together with a value model, as PPO in TRL 0.19 wraps them
         return models[policy]
-    names = sorted(name for name, module in wrapper.named_modules() if module in models)
+    names = sorted(named(wrapper, list(models)))
     raise NoiseNotAppliedError(
         f"{type(wrapper).__name__} holds several models with embeddings of their own ({', '.join(names)}), and not "
         "exactly one of them has trainable parameters: which of them should have noise is not clear. Install the noise "
@@ -75,7 +106,7 @@ _FEATURES = re.compile(r"pixel|patch|image|video|audio|feature|hidden|frames")
 def _looks_up(embedding: nn.Module) -> bool:
     """Whether this can be a lookup of tokens, rather than a projection of patches or frames. A factorised table is a
     lookup that holds a projection."""
-    kinds = [type(module) for module in embedding.modules()]
+    kinds = [type(module) for module in walk(embedding)]
     if any(issubclass(kind, nn.Conv1d | nn.Conv2d | nn.Conv3d) for kind in kinds):
         return False
     if not any(issubclass(kind, nn.Linear) for kind in kinds):
@@ -86,23 +117,29 @@ def _looks_up(embedding: nn.Module) -> bool:
 
 def above(model: nn.Module, part: nn.Module) -> list[nn.Module]:
     """The modules that `part` is in, outermost first. There may be several ways down to it."""
-    modules = list(model.modules())
-    parents: dict[nn.Module | None, list[nn.Module]] = defaultdict(list)
-    for module in modules:
-        for child in module._modules.values():
-            parents[child].append(module)
+    over = parents(model)
     found: set[nn.Module] = set()
     todo = [part]
     while todo:
-        new = set(parents[todo.pop()]) - found
+        new = set(over[todo.pop()]) - found
         found |= new
         todo += new
-    return [module for module in modules if module in found]
+    return [module for module in over if module in found]
+
+
+def parents(model: nn.Module) -> dict[nn.Module, list[nn.Module]]:
+    """For each module of the model, in the order of `walk`, the modules that it is a child of."""
+    found: dict[nn.Module, list[nn.Module]] = {module: [] for module in walk(model)}
+    for module in found:
+        for child in module._modules.values():
+            if child is not None:
+                found[child].append(module)
+    return found
 
 
 def decoder(model: nn.Module) -> nn.Module | None:
     """The decoder of an encoder-decoder model; None for all others. (That of Florence-2 is a whole BART.)"""
-    for module in model.modules():
+    for module in walk(model):
         config = vars(module).get("config")
         if getattr(config, "is_encoder_decoder", False) and hasattr(type(module), "get_decoder"):
             found = module.get_decoder()  # type: ignore[operator]
@@ -117,7 +154,7 @@ def pad_token_id(model: nn.Module) -> int | None:
 
 def token_ids(model: nn.Module, name: str) -> tuple[int, ...]:
     """What the configuration of the model, or of a module in it, gives under that name: one id, several or none."""
-    for module in model.modules():
+    for module in walk(model):
         for holder in ("config", "generation_config"):
             found = getattr(vars(module).get(holder), name, None)
             given = found if isinstance(found, list | tuple) else [found]

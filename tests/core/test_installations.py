@@ -1,10 +1,14 @@
 """Several models with noise in one process: what they share, and what an install that fails leaves behind."""
 
+import sys
+from types import FrameType
+
 import pytest
 import torch
 from torch import nn
 
 from neftune_plugins import NoiseConfig, NoiseNotAppliedError, hookimpl, install
+from neftune_plugins.model import structure
 from neftune_plugins.plugins import plugin_manager
 from tests.support.installing import untrained
 from tests.support.models import ToyModel, examples, padded
@@ -190,3 +194,67 @@ def test_a_failed_install_changes_nothing(fault):
     assert torch.equal(model.noise(**BATCH), want)
     handle.remove()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+class Level(nn.Module):
+    """A model around a model, and a layer beside it."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.layer = nn.Identity()
+        self.inner = inner
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.inner(input_ids, attention_mask=attention_mask)
+
+
+def nested(levels: int) -> tuple[nn.Module, ToyModel]:
+    model = toy = ToyModel().train()
+    for _ in range(levels):
+        model = Level(model)
+    return model, toy
+
+
+def test_a_nested_model_has_the_noise_of_the_model_in_it():
+    model, toy = nested(50)
+    want = alone(CONFIG, toy)
+    with install(model, CONFIG) as handle:
+        handle.step = 0
+        assert handle.embeddings == ["inner." * 50 + "embed_tokens"]
+        assert torch.equal(toy.noise(**BATCH), want)
+
+
+def test_the_cost_of_installing_grows_with_the_modules_and_not_with_their_depth():
+    """Counted in calls and generators that resume: four times the levels are at most four times the work."""
+
+    def work(levels: int) -> int:
+        model, _ = nested(levels)
+        calls = 0
+
+        def count(frame: FrameType, event: str, argument: object) -> None:
+            nonlocal calls
+            calls += event == "call"
+
+        sys.setprofile(count)
+        try:
+            handle = install(model, CONFIG)
+        finally:
+            sys.setprofile(None)
+        handle.remove()
+        return calls
+
+    work(1)  # what is made once in a process
+    assert work(400) < 4 * work(100)
+
+
+def test_the_walk_is_that_of_torch():
+    shared = nn.Linear(1, 1)
+    inner = nn.Sequential(shared, nn.Sequential(nn.ReLU(), shared))
+    model = nn.ModuleDict({"a": nn.Sequential(inner, shared), "b": inner, "c": nn.Sequential()})
+    model.register_module("none", None)
+    assert list(structure.walk(model)) == list(model.modules())
+    names, modules = zip(*model.named_modules(), strict=True)
+    assert structure.named(model, modules) == list(names)
+    for module in modules:
+        inside = [one for one in modules if one is not module and module in set(one.modules())]
+        assert structure.above(model, module) == inside
