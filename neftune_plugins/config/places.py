@@ -22,14 +22,17 @@ def refuse_misplaced(config: Any, owners: Collection[Place] = ((),), home: str =
     owners: the places of the mappings that the keys belong to.
     home: the same in words, such as "at the top level", for the message.
 
-    Values are not checked, and a key in a wrong place with the value null is ignored.
+    Values are not checked. A key in a wrong place is ignored if its value is null, or if the keys belong at the top
+    level and it has the same value there: YAML's anchors and merges leave such copies.
     """
+    in_effect = config if set(owners) == {()} and isinstance(config, Mapping) else {}
     for place, mapping in _mappings(config, owners):
         if place in owners:
             refuse_unknown(mapping)
             continue
         for name, value in mapping.items():
-            if value is not None and _asks_for_noise(name, value):
+            is_copy = name in KEYS and name in in_effect and in_effect[name] == value
+            if value is not None and not is_copy and _asks_for_noise(name, value):
                 raise NoiseConfigError(_message(place, name, value, home))
 
 

@@ -239,6 +239,17 @@ def test_the_owners_say_where_the_keys_belong():
         refuse_misplaced({"neftune_noise_alpha": 5}, [("model_parameters",)], home="in model_parameters")
 
 
+def test_a_key_that_anchors_and_merges_repeat_is_no_key_in_a_wrong_place():
+    text = "shared: &shared {neftune_noise_alpha: %s, neftune_noise_type: gaussian}\n%s\nlearning_rate: 1.0\n"
+    refuse_misplaced(yaml.safe_load(text % (5, "<<: *shared")))
+    for written in (text % (5, "x: *shared"), text % (5, "<<: *shared\nneftune_noise_alpha: 10")):
+        with pytest.raises(NoiseConfigError, match=r"^shared\.neftune_noise_alpha: 5 has no effect there"):
+            refuse_misplaced(yaml.safe_load(written))
+    features = {"a": {"neftune_noise_alpha": 5}, "b": {"neftune_noise_alpha": 5}}  # who wants noise in two places
+    with pytest.raises(NoiseConfigError, match=r"^b\.neftune_noise_alpha: 5 has no effect there"):
+        refuse_misplaced(features, [("a",)], home="in a")
+
+
 def test_one_mapping_in_two_places_is_wrong_in_the_wrong_one():
     shared = {"neftune_noise_alpha": 5}
     for config in ({"right": shared, "wrong": shared}, {"wrong": shared, "right": shared}):

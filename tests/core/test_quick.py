@@ -46,6 +46,10 @@ RIGHT = {
     "older name": (AXOLOTL + "noisy_embedding_alpha: 5\n", None),
     "exponent": (LLAMAFACTORY + "neftune_noise_alpha: 1e1\n", {"the top level": {"neftune_noise_alpha": 10.0}}),
     "null": (AXOLOTL + "neftune_noise_alpha:\nneftune_noise_type:\n", None),
+    "merge": (
+        AXOLOTL + "shared: &shared {neftune_noise_alpha: 5}\n<<: *shared\n",
+        {"the top level": {"neftune_noise_alpha": 5}},
+    ),
     "strange keys": (AXOLOTL + "~: 1\n1: 2\nyes: 3\n? 2024-01-01\n: 4\n" + ALPHA, None),
     "no training, no keys": (LLAMAFACTORY.replace("true", "false"), None),
     "column": (AXOLOTL.replace("[]", "[{path: p, field: neptune_notes}]"), None),
