@@ -3,20 +3,28 @@
 What it measures and how comes from `neftune_plugins.proof`, which knows nothing of the hooks that add the noise.
 """
 
-import copy
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from neftune_plugins.config import NoiseConfig
 from neftune_plugins.errors import WrongNoiseError
 from neftune_plugins.model import structure
-from neftune_plugins.proof import Blind, Captured, Measured, MeasuredExample, Measurement, Watch, compiled_lookup
+from neftune_plugins.proof import (
+    Blind,
+    Captured,
+    Measured,
+    MeasuredExample,
+    Measurement,
+    Watch,
+    compiled_lookup,
+    repeatable,
+)
 from neftune_plugins.proof.specified import SPREAD, TYPES, alpha_at, noise
 
 _log = logging.getLogger("neftune_plugins")
@@ -63,7 +71,6 @@ class Audit:
 
     config, seed: of the noise. Its step and the number of steps are set by the training loop, not read from the noise.
     pad_token_id: as the batches are padded.
-    suspend: called with True before the clean half forward, and with False after it.
     where: names of the modules on which the noise is added, for errors.
     """
 
@@ -71,7 +78,6 @@ class Audit:
     seed: int
     pad_token_id: int | None
     where: list[str]
-    suspend: Callable[[bool], object] = bool
     step: int | None = None
     steps: int | None = None
     foreign_layout: bool = False
@@ -91,7 +97,7 @@ class Audit:
         kind = _kind(module, noisy=noisy)
         if not self._is_due(kind, noisy=noisy) or getattr(module, "_is_replica", False):
             return
-        given = _repeatable(args, kwargs)
+        given = repeatable(args, kwargs)
         if given is None:
             return
         self._take_note(kind, noisy=noisy)
@@ -186,13 +192,10 @@ class Audit:
             self._audited = self._present()
 
     def _compared(self, opened: _Pass) -> Captured | Blind:
-        self.suspend(True)
         try:
             return opened.watch.compare(opened.args, opened.kwargs)
         except Exception as error:
             return Blind(f"the forward pass could not be repeated: {type(error).__name__}: {error}")
-        finally:
-            self.suspend(False)
 
     def _say_blind(self, blind: Blind, kind: str) -> None:
         if self._audited is None and kind == _NOISED:
@@ -328,31 +331,12 @@ def _kind(module: nn.Module, *, noisy: bool) -> str:
     )
 
 
-def _repeatable(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """The arguments for a second call. None if they are not what they were after the first: a cache that is filled."""
-    again: dict[str, Any] = dict(kwargs)
-    cache = again.get("past_key_values")
-    if cache is not None:
-        length = getattr(cache, "get_seq_length", None)
-        if length is None or int(length()) != 0:
-            return None
-        again["past_key_values"] = copy.deepcopy(cache)
-    given = [*args, *again.values()]
-    if any(isinstance(value, Tensor) and (value.device.type == "meta" or _is_fake(value)) for value in given):
-        return None
-    return tuple(dict(value) if type(value) is dict else value for value in args), again
-
-
 def _is_fsdp1(model: nn.Module) -> bool:
     """FSDP1 and FSDP2 mark all modules that they manage; those that FSDP2 wraps have methods of it."""
     modules = list(structure.walk(model))
     is_managed = any(getattr(module, "_is_fsdp_managed_module", False) for module in modules)
     is_wrapper = any(type(module).__name__ == "FullyShardedDataParallel" for module in modules)
     return is_wrapper or (is_managed and not any(hasattr(module, "_get_fsdp_state") for module in modules))
-
-
-def _is_fake(value: Tensor) -> bool:
-    return "Fake" in type(value).__name__ or "Functional" in type(value).__name__
 
 
 def _rms(kind: str) -> float:

@@ -31,6 +31,7 @@ from neftune_plugins.noise import (
     token_keys,
     token_scales,
 )
+from neftune_plugins.proof import in_clean_pass
 
 
 class Noise:
@@ -66,8 +67,6 @@ class Noise:
     ) -> None:
         self.has_decoder = has_decoder
         self.audit = audit
-        audit.suspend = self._suspend
-        self.suspended = False
         self.noise_type = noise_type
         self.padded_length = padded_length
         self.embeddings = embeddings
@@ -84,10 +83,6 @@ class Noise:
         self.watch = StepWatch()
         self.early = EarlyLookups()
         self.recomputable = Recomputable()
-
-    def _suspend(self, suspended: bool) -> None:
-        """Begin or end a pass of the audit, in which the hooks do nothing."""
-        self.suspended = suspended
 
     def begin_step(self, step: int, alpha: float) -> None:
         """The optimisation step `step` begins, with this alpha."""
@@ -172,7 +167,7 @@ class Noise:
         if torch.compiler.is_compiling():
             self._leave(owner, module, failed)
             return
-        if self.suspended:
+        if in_clean_pass():
             return
         try:
             self._leave(owner, module, failed)
@@ -351,7 +346,7 @@ class OwnerPreHook(_Hook):
         self.innermost = innermost
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not torch.compiler.is_compiling() and self.noise.suspended:
+        if not torch.compiler.is_compiling() and in_clean_pass():
             return None
         batch = self._batch(args, kwargs)
         noised = self.noise.enter(self, module, batch, args, kwargs)

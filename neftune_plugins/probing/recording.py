@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from neftune_plugins.probing.callers import TRAINER, alpha_in_sight, caller
-from neftune_plugins.proof import Blind, Captured, Watch, compiled_lookup
+from neftune_plugins.proof import NOT_REPEATABLE, Blind, Captured, Watch, compiled_lookup, repeatable
 
 MOST = 64
 """Number of forward passes of one kind that are measured; the others are counted."""
@@ -126,6 +126,10 @@ class Recorder:
             if why:
                 kind.blind[why] += 1
             return self._call(module, *args, **kwargs)
+        again = repeatable(args, kwargs)
+        if again is None:
+            kind.blind[NOT_REPEATABLE] += 1
+            return self._call(module, *args, **kwargs)
         watch = Watch(module)
         watch.start(args, kwargs)
         try:
@@ -133,7 +137,7 @@ class Recorder:
         finally:
             watch.stop()
         try:
-            kind.add(watch.compare(args, kwargs), kwargs.get("inputs_embeds") is not None)
+            kind.add(watch.compare(*again), kwargs.get("inputs_embeds") is not None)
         except Exception as error:  # the run continues as without the probe
             kind.blind[f"measuring failed: {type(error).__name__}: {error}"] += 1
         return output

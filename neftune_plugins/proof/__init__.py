@@ -3,6 +3,7 @@
 Shares no code with what adds the noise, so that one can be held against the other.
 """
 
+from neftune_plugins.proof.arguments import NOT_REPEATABLE, repeatable
 from neftune_plugins.proof.examples import Examples, examples_of
 from neftune_plugins.proof.measure import (
     Blind,
@@ -13,11 +14,13 @@ from neftune_plugins.proof.measure import (
     Measurement,
     Watch,
     compiled_lookup,
+    in_clean_pass,
     measure,
 )
 from neftune_plugins.proof.route import Entry, Route, random_state
 
 __all__ = [
+    "NOT_REPEATABLE",
     "Blind",
     "Captured",
     "Difference",
@@ -30,6 +33,8 @@ __all__ = [
     "Watch",
     "compiled_lookup",
     "examples_of",
+    "in_clean_pass",
     "measure",
     "random_state",
+    "repeatable",
 ]

@@ -201,7 +201,7 @@ def _without_padding(
     if told.placed and not told.masked:  # code that pads packed rows uses 0
         fillers.add(0)
     tail = len(row)
-    while not told.masked and tail and row[tail - 1] in fillers and told.real[tail - 1] and _is_untrained(labels, tail):
+    while not told.masked and tail and told.real[tail - 1] and _is_filler(row, labels, tail - 1, fillers, pad):
         tail -= 1
     kept = []
     for columns in examples:
@@ -216,8 +216,11 @@ def _without_padding(
     return kept, unsure
 
 
-def _is_untrained(labels: _Row | None, tail: int) -> bool:
-    return labels is None or labels[tail - 1] != 0
+def _is_filler(row: _Row, labels: _Row | None, column: int, fillers: Collection[int], pad: int | None) -> bool:
+    """Labels tell that a token of another id than the padding's is text, if it is trained on."""
+    if row[column] == pad:
+        return True
+    return row[column] in fillers and (labels is None or labels[column] != 0)
 
 
 def _disagreements(told: _Told, row: _Row, pad: int | None) -> list[str]:

@@ -5,6 +5,7 @@ Shape suffixes: B rows of the batch, L tokens of a row, D channels, C channels o
 
 import contextlib
 import math
+import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neftune_plugins.proof.arguments import NOT_REPEATABLE, repeatable
 from neftune_plugins.proof.examples import Examples, examples_of
 from neftune_plugins.proof.route import Entry, RandomState, Route, random_state
 
@@ -236,9 +238,12 @@ def measure(
     model stay as they are; hooks that count calls count these. A compiled model runs eagerly here.
     """
     route, state = Route(model, streams=_streams(model)), RandomState()
+    first = repeatable(args, kwargs)
+    if first is None:
+        return Blind(NOT_REPEATABLE)
     with torch.compiler.set_stance("force_eager"):
         with random_state(state):
-            route.run(args, kwargs)
+            route.run(*first)
         captured = _compare(route, state, _special_ids(model, pad_token_id), args, kwargs)
     return captured if isinstance(captured, Blind) else captured.judged(alpha)
 
@@ -252,6 +257,8 @@ def _compare(
 ) -> Captured | Blind:
     if not watched.entries:
         return _nothing_entered(watched.model)
+    if any(_changes_weights(module) for lookup in watched.lookups for module in lookup.modules()):
+        return Blind("its lookup changes a weight in place, as PEFT's target_parameters does, before each forward pass")
     clean = _clean(watched, args, kwargs, state)
     pairs = list(zip(watched.entries, clean, strict=False))
     is_alike = all(one.values_BLD.shape == other.values_BLD.shape for one, other in pairs)
@@ -264,6 +271,11 @@ def _streams(model: nn.Module) -> int:
     """How many lookups to wait for; a forward pass that has fewer ends by itself."""
     config = getattr(model, "config", None)
     return 2 if getattr(config, "is_encoder_decoder", False) else 1
+
+
+def _changes_weights(module: nn.Module) -> bool:
+    """Then a second forward pass spoils the gradients of the first."""
+    return any(kind.__name__ == "ParamWrapper" for kind in type(module).__mro__)
 
 
 def _nothing_entered(model: nn.Module) -> Blind:
@@ -298,10 +310,31 @@ def _clean(watched: Route, args: tuple[Any, ...], kwargs: Mapping[str, Any], sta
     the same, so the model may stay in its mode, and only the lookups are in evaluation."""
     route = Route(watched.model, streams=len(watched.entries), only=watched.numbers)
     inside = [module for lookup in watched.lookups for module in lookup.modules()]
-    with random_state(state), _same_attributes(watched.model), _without_hooks(inside), _in_evaluation(inside):
+    quiet = (_same_attributes(watched.model), _without_hooks(inside), _in_evaluation(inside), _said_to_be_clean())
+    with random_state(state), contextlib.ExitStack() as stack:
+        for one in quiet:
+            stack.enter_context(one)
         route.run(args, kwargs)
     torch.clear_autocast_cache()  # it would hold weights that were cast without gradients
     return route.entries
+
+
+_local = threading.local()
+
+
+def in_clean_pass() -> bool:
+    """Whether this thread runs a model without noise, to compare. What adds noise to a model, or checks that there is
+    some, leaves that forward pass alone."""
+    return bool(getattr(_local, "clean", False))
+
+
+@contextlib.contextmanager
+def _said_to_be_clean() -> Iterator[None]:
+    _local.clean = True
+    try:
+        yield
+    finally:
+        _local.clean = False
 
 
 @contextlib.contextmanager

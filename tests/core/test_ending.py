@@ -101,7 +101,7 @@ def test_ctrl_c(arguments, little, tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=300)
     assert (process.returncode, stdout, stderr) == (128 + signal.SIGINT, "", "neftune: stopped\n")
     for _ in range(100):
         with contextlib.suppress(ProcessLookupError):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from neftune_plugins import NoiseConfig, install
-from neftune_plugins.proof import Blind, Measurement, Route, Watch, examples_of, measure
+from neftune_plugins.proof import Blind, Measurement, Route, Watch, examples_of, measure, repeatable
 from tests.support.installing import untrained
 from tests.support.models import PAD, ToyModel, examples, padded
 from tests.support.proving import DIM, VOCABULARY, EncoderDecoder, Normed, Scaled, hooked
@@ -137,6 +137,51 @@ def test_a_forward_that_happens_anyway_is_the_noised_run():
         assert found.ratios == pytest.approx([1.0] * 3, abs=NEAR)
 
 
+class Columns(nn.Module):
+    """A loss over columns of features, to which it adds its results, as in sentence-transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Normed()
+
+    def forward(self, columns: list[dict[str, Tensor]]) -> Tensor:
+        for features in columns:
+            features["sentence"] = self.model(**features)
+        return torch.stack([features["sentence"].sum() for features in columns])
+
+
+def test_what_a_forward_writes_into_its_arguments_is_not_in_the_second_one():
+    model, columns = Columns().train(), [ids_and_mask(), ids_and_mask("left")]
+    hooked(model.model, native)
+    again = repeatable((columns,), {})
+    assert again is not None
+    with Watch(model) as watch:
+        model(columns)
+    found = watch.compare(*again)
+    assert not isinstance(found, Blind), found
+    found = found.judged(5.0)
+    assert isinstance(found, Measurement), found
+    assert len(found.streams) == 2 and all(stream.padding > 0 for stream in found.streams)
+
+
+def test_several_forwards_of_a_model_with_installed_noise_in_one_call_of_a_loss():
+    """The first of them ends in the clean pass, in which nothing is to miss its noise."""
+    model, columns = Columns().train(), [ids_and_mask(), ids_and_mask("left")]
+    again = repeatable((columns,), {})
+    assert again is not None
+    with install(model.model, CONFIG) as handle:
+        handle.step = 0
+        with handle.training_forwards():  # as the loss of the adapter for sentence-transformers
+            with Watch(model) as watch:
+                model(columns)
+            found = watch.compare(*again)
+    assert not isinstance(found, Blind), found
+    found = found.judged(5.0)
+    assert isinstance(found, Measurement), found
+    assert len(found.streams) == 2
+    assert found.ratios == pytest.approx([1.0] * 6, abs=NEAR)
+
+
 def test_it_says_where_it_cannot_see():
     class Functional(nn.Module):
         def __init__(self) -> None:
@@ -225,6 +270,13 @@ def test_packed_examples_are_read_from_whatever_the_batch_has(batch):
         ({"attention_mask": torch.tensor([[1, 1, 0, 1, 0, 0]])}, 0, (), [[0, 1, 3]]),
         ({"position_ids": torch.tensor([[0, 1, 0, 1, 0, 1]])}, 0, (), [[0, 1], [2, 3]]),
         ({"position_ids": torch.tensor([[0, 1, 0, 1, 0, 1]])}, 50, (), [[0, 1], [2, 3]]),
+        ({"labels": torch.tensor([[7, 8, 9, 10, 0, 0]])}, 0, (), [[0, 1, 2, 3]]),  # labels that were padded with 0
+        (
+            {"position_ids": torch.tensor([[0, 1, 0, 1, 0, 1]]), "labels": torch.tensor([[7, 8, 9, 10, 0, 0]])},
+            50,
+            (),
+            [[0, 1], [2, 3], [4, 5]],
+        ),
     ],
     ids=str,
 )
@@ -311,7 +363,7 @@ def test_under_ddp_the_gradients_stay_those_of_all_ranks(tmp_path):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(300)
         assert process.exitcode == 0
     (one, gradient), (other, same) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert [*one, *other] == pytest.approx([1.0, 1.0], abs=2 * NEAR)

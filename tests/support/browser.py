@@ -54,7 +54,7 @@ class Browser:
     def run(self, script: str, *arguments: Any) -> Any:
         return self._driver.execute_script(script, *arguments)
 
-    def until(self, script: str, patience: float = 20.0) -> Any:
+    def until(self, script: str, patience: float = 60.0) -> Any:
         """What the script returns as soon as that is true."""
         from selenium.webdriver.support.ui import WebDriverWait
 

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 import neftune_plugins.sweep.command  # noqa: F401  (before the fork: its imports take longer than these sweeps)
 from neftune_plugins.commands.cli import main
 
-PATIENCE = 60.0  # seconds
+PATIENCE = 300.0  # seconds
 TRAINING = Path(__file__).with_name("training.py")
 
 
