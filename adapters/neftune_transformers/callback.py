@@ -53,6 +53,7 @@ class NEFTuneCallback(TrainerCallback):
     def __init__(self, alpha: float | None = None, **others: Any) -> None:
         self._given = {"alpha": alpha, **others}
         self._handle: Handle | None = None
+        self._trainer: Trainer | None = None  # the one that trains
         self._begun = False
         self._first_step = 0
         if alpha is not None and enabled():
@@ -81,10 +82,12 @@ class NEFTuneCallback(TrainerCallback):
             if line and state.is_world_process_zero:
                 self.logger.info(line)
             return
-        model = kwargs.get("model")
+        model = given = kwargs.get("model")
+        if not isinstance(model, torch.nn.Module):
+            model = getattr(self._trainer, "model", None)  # SetFit gives callbacks its own object
         if not isinstance(model, torch.nn.Module):
             raise NoiseNotAppliedError(
-                f"NEFTuneCallback was given no PyTorch model when the training began, but {type(model).__name__}: this "
+                f"NEFTuneCallback was given no PyTorch model when the training began, but {type(given).__name__}: this "
                 "trainer is no transformers.Trainer; use neftune_plugins.install(model, config) around its training"
             )
         _without_native_hook(model)
@@ -147,8 +150,9 @@ class NEFTuneCallback(TrainerCallback):
 
         Raises NoiseConfigError if the trainer splits sequences over processes.
         """
-        self._begun = False
+        self._begun, self._trainer = False, trainer
         with contextlib.ExitStack() as stack:
+            stack.callback(setattr, self, "_trainer", None)
             stack.callback(self.remove)
             if self.applies_to(trainer.args):
                 stack.enter_context(patch.object(trainer, "neftune_noise_alpha", None))

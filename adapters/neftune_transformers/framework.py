@@ -12,9 +12,12 @@ NATIVE = (
 
 
 def _adapter() -> str:
+    from neftune_transformers.notice import EFFECT, is_active
+
+    logged = "one log line says so" if is_active() else "no log line says so, because PyTorch's autoload is off"
     return (
-        "if you pass neftune_transformers.NEFTuneCallback() to the Trainer; without it the native hook reads "
-        "neftune_noise_alpha in TrainingArguments, and a log line says so"
+        "if you pass neftune_transformers.NEFTuneCallback() to the Trainer; a Trainer with neftune_noise_alpha and "
+        f"without the callback uses its own hook, {EFFECT}, and {logged}"
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from neftune_plugins import after_import
 
+EFFECT = "which counts padding in the length of an example and puts noise on it"
 _said: list[str] = []  # once in a process
 
 
@@ -31,14 +32,21 @@ def watch(module: Any) -> None:
     handler.on_train_begin = begin_and_say
 
 
+def is_active() -> bool:
+    """Whether a Trainer in this process logs the line. Imports transformers."""
+    from transformers.trainer_callback import CallbackHandler
+
+    return hasattr(CallbackHandler.on_train_begin, "_neftune_wrapped")
+
+
 def _say(callbacks: list[Any], args: Any) -> None:
     from neftune_transformers.callback import NEFTuneCallback
 
     if any(isinstance(callback, NEFTuneCallback) and callback.applies_to(args) for callback in callbacks):
         return
     _said.append(
-        f"neftune_noise_alpha: {args.neftune_noise_alpha} is left to the Trainer's own hook, which counts padding in "
-        "the length of an example and puts noise on it. For the noise of the paper, give the Trainer the callback "
-        "neftune_transformers.NEFTuneCallback(); NEFTUNE_PLUGINS=0 keeps its own hook and silences this line."
+        f"neftune_noise_alpha: {args.neftune_noise_alpha} is left to the Trainer's own hook, {EFFECT}. For the "
+        "noise of the paper, give the Trainer the callback neftune_transformers.NEFTuneCallback(); NEFTUNE_PLUGINS=0 "
+        "keeps its own hook and silences this line."
     )
     NEFTuneCallback.logger.warning(_said[0])

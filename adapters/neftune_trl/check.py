@@ -23,7 +23,10 @@ def adapter() -> str:
         problem = "PyTorch has not called the entry points of `torch.backends`; unset TORCH_DEVICE_BACKEND_AUTOLOAD"
     if problem:
         raise NoiseNotAppliedError(f"TRL's parser is not patched: {problem}")
-    return "by PyTorch's autoload, in TRL's commands"
+    return (
+        "by PyTorch's autoload, in TRL's commands and in scripts whose training arguments come from TrlParser; in "
+        "other scripts, pass neftune_transformers.NEFTuneCallback() to the trainer"
+    )
 
 
 def check(file: Path) -> Sequence[CheckedModel]:

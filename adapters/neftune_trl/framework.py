@@ -5,8 +5,14 @@ from pathlib import Path
 
 from neftune_transformers.framework import NATIVE
 
-from neftune_plugins import CheckedModel, Framework, hookimpl
+from neftune_plugins import CheckedModel, DemoOptions, Framework, hookimpl
 from neftune_trl.training import TRAINING
+
+
+def _demo(options: DemoOptions) -> None:
+    from neftune_trl.demo import demo
+
+    demo(options)
 
 
 def _adapter() -> str:
@@ -30,6 +36,7 @@ def neftune_frameworks() -> Iterable[Framework]:
         Framework(
             "trl",
             distribution="trl",
+            demo=_demo,
             modules=("trl.scripts.utils", "neftune_trl.check"),
             native=NATIVE,
             adapter=_adapter,

@@ -137,7 +137,7 @@ def _add_check(commands: _Commands) -> None:
         "0 if all files are correct, 1 if one is wrong, 2 if one cannot be checked.",
     )
     check.add_argument(
-        "files", type=Path, nargs="+", metavar="CONFIG", help="configuration of Axolotl, Ludwig or LLaMA-Factory"
+        "files", type=Path, nargs="+", metavar="CONFIG", help="configuration of Axolotl, LLaMA-Factory, Ludwig or TRL"
     )
     check.add_argument("--framework", metavar="NAME", help="framework of the files (default: recognised from the keys)")
     check.add_argument(

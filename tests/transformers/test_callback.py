@@ -11,6 +11,7 @@ from collections import defaultdict
 import pytest
 import torch
 from neftune_transformers import NEFTuneCallback
+from neftune_transformers.notice import EFFECT
 from transformers import (
     AutoModelForCausalLM,
     PrinterCallback,
@@ -23,6 +24,7 @@ from transformers import (
 
 from neftune_plugins import NoiseConfig, NoiseConfigError, NoiseNotAppliedError, install
 from tests.support import specification
+from tests.support.commands import assert_healthy
 from tests.support.docstrings import run_example
 from tests.support.probe import Probe, padding_noise, per_example, ratio
 from tests.support.recorder import Recorder, weights_hash
@@ -373,6 +375,21 @@ def test_the_notice_is_switched_off_with_the_package(tmp_path):
             subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True).stdout
             == f"{wrapped}\n"
         )
+
+
+def test_the_doctor_says_which_noise_a_trainer_without_the_callback_gets(driver, tmp_path, caplog, as_first):
+    found = assert_healthy("transformers")["adapter"]["found"]
+    assert f"without the callback uses its own hook, {EFFECT}, and one log line says so" in found
+    driver.trainer("trainer", KEYS, tmp_path, callbacks=[], stock=True).train()
+    assert EFFECT in notices(caplog)[0]
+
+
+def test_the_doctor_does_not_promise_a_log_line_that_is_off():
+    code = "import neftune_transformers.framework as f, transformers.trainer; print(f._adapter())"
+    for value, said in (("1", "and one log line says so"), ("0", "no log line says so, because PyTorch's autoload is")):
+        env = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": value}
+        result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+        assert said in result.stdout
 
 
 @pytest.mark.parametrize("model", [None, object()])

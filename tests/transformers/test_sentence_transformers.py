@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, TrainerCallback
 
 from tests.support import specification
 
@@ -97,9 +97,8 @@ def train(model, loss, tmp_path, *, data=None, steps=1):
 
     trainer.optimizer.step = keep
     seen = []
-    # Behind our hook, which is installed when the training begins.
-    from transformers import TrainerCallback
 
+    # Behind our hook, which is installed when the training begins.
     class Attach(TrainerCallback):
         def on_train_begin(self, *args, **kwargs):
             seen.append(Seen(kwargs["model"]))
@@ -152,3 +151,40 @@ def test_cached_losses_have_the_gradients_of_the_uncached_ones(model, tmp_path):
     flat = [torch.cat([one[name].flatten() for name in want]) for one in (want, found)]
     assert nn.functional.cosine_similarity(*flat, dim=0) > 1 - 1e-6
     torch.testing.assert_close(flat[1], flat[0], rtol=1e-3, atol=1e-6)
+
+
+def test_setfit_trains_with_noise(model, tmp_path):
+    """SetFit gives callbacks its own object for the model, which is no module."""
+    setfit = pytest.importorskip("setfit")
+    from sklearn.linear_model import LogisticRegression
+
+    generator = torch.Generator().manual_seed(0)
+    texts = [" ".join(f"w{int(w)}" for w in torch.randint(1, 60, (3 + i,), generator=generator)) for i in range(8)]
+    data = Dataset.from_dict({"text": texts, "label": [0, 1] * 4})
+    arguments = setfit.TrainingArguments(
+        output_dir=str(tmp_path / "out"),
+        batch_size=4,
+        max_steps=1,
+        body_learning_rate=0.0,
+        report_to="none",
+        seed=SEED,
+        save_strategy="no",
+    )
+    seen = []
+
+    class Attach(TrainerCallback):
+        def on_train_begin(self, *args, **kwargs):
+            seen.append(Seen(kwargs["st_model"]))
+
+        def on_train_end(self, *args, **kwargs):
+            seen[0].hook.remove()  # the classifier is trained on embeddings without noise
+
+    trainer = setfit.Trainer(
+        model=setfit.SetFitModel(model_body=model, model_head=LogisticRegression()),
+        args=arguments,
+        train_dataset=data,
+        callbacks=[NEFTuneCallback(alpha=ALPHA), Attach()],
+    )
+    trainer.train()
+    assert seen[0].calls
+    assert_specified(seen[0].calls)
