@@ -26,11 +26,10 @@ from neftune_plugins.config import key, looks_like_ours
 from neftune_plugins.noise.layout import read_layout
 from tests.llamafactory.configs import LORA, V1_MODES, base_config, command
 from tests.llamafactory.driver import make_driver
-from tests.llamafactory.recorders import KeepingRecorder, record_v1
+from tests.llamafactory.recorders import record_v1
 from tests.llamafactory.runs import (
     ENVIRONMENT,
     HAS_V1,
-    RECORD_DIR,
     SCRIPTS,
     SITE,
     WARM,
@@ -45,7 +44,7 @@ from tests.support.docstrings import run_example
 from tests.support.documentation import shown
 from tests.support.logs import LineHandler
 from tests.support.probe import per_example, ratio
-from tests.support.recorder import Run, read_run
+from tests.support.recorder import RECORD_DIR, KeepingRecorder, Run, read_run
 from tests.support.warm import cold
 
 ROOT = Path(__file__).parents[2]
