@@ -29,13 +29,15 @@ def _checking(post_init: Any) -> Any:
     @functools.wraps(post_init)
     def check_and_post_init(self: Any) -> None:
         if enabled():
-            _check(self)
+            check_arguments(self)
         post_init(self)
 
     return check_and_post_init
 
 
-def _check(args: Any) -> None:
+def check_arguments(args: Any) -> None:
+    """Convert our keys in the arguments of a command, and raise NoiseConfigError for values and combinations that
+    cannot be used, NoiseNotAppliedError if ms-swift could not be patched."""
     from swift.utils import get_logger
 
     line = normalise(args)

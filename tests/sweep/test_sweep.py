@@ -14,6 +14,7 @@ import yaml
 from neftune_axolotl.training import TRAINING as AXOLOTL
 from neftune_llamafactory.training import TRAINING as LLAMAFACTORY
 from neftune_ludwig.training import TRAINING as LUDWIG
+from neftune_swift.training import TRAINING as SWIFT
 from optuna.trial import TrialState
 
 from neftune_plugins import NEFTuneError
@@ -220,7 +221,7 @@ def test_a_key_without_a_value_is_a_place_for_ours(tmp_path):
 
 EXAMPLES = {
     path: training
-    for folder, training in (("axolotl", AXOLOTL), ("llamafactory", LLAMAFACTORY), ("ludwig", LUDWIG))
+    for folder, training in (("axolotl", AXOLOTL), ("llamafactory", LLAMAFACTORY), ("ludwig", LUDWIG), ("swift", SWIFT))
     for path in sorted((ROOT / "example_configs" / folder).glob("*.y*ml"))
     if path.stem != "v1_dataset"
 }

@@ -51,7 +51,7 @@ def base_config(model_dir: Path, mode: str) -> dict[str, Any]:
     sft_stored: without checkpointing. checkpointing: the one that is not reentrant.
     batch1: one example, whose labels have only those that are trained. left: padded on the left, with positions.
     infonce: pairs of texts for an embedding model, all columns in one forward.
-    gkd: half of the batches are what the model generates.
+    gkd: each batch is what the model generates.
     """
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}, but must be one of {', '.join(MODES)}")
@@ -102,14 +102,14 @@ _OF_MODES: dict[str, dict[str, Any]] = {
     "saved_embedding": {"modules_to_save": ["embed_tokens", "lm_head"]},
     "infonce": {"task_type": "embedding", "loss_type": "infonce"},
 }
-# A rollout of two prompts, which serves two steps of two micro-batches each.
-_GRPO = {"num_generations": 4, "gradient_accumulation_steps": 2, "num_iterations": 2, "reward_funcs": ["format"]}
+# A rollout of two prompts, which serves two steps. (Micro-batches have widths of their own.)
+_GRPO = {"num_generations": 4, "per_device_train_batch_size": 8, "num_iterations": 2, "reward_funcs": ["format"]}
 _OF_METHODS: dict[str, Any] = {
     "grpo": lambda model: _GRPO | {"max_completion_length": 24, "use_vllm": False},
     "gkd": lambda model: {
         "teacher_model": str(model),
         "teacher_model_type": "llama",
-        "lmbda": 0.5,
+        "lmbda": 1.0,
         "max_completion_length": 24,
     },
 }

@@ -52,7 +52,7 @@ class SwiftDriver:
     native_modes = modes
     native_hook = "neftune_post_forward_hook"
     reference_modes = ("dpo_lora", "kto", "kto_lora", "grpo", "grpo_lora", "gkd")
-    rollout_modes = {"grpo": 2, "grpo_lora": 2}
+    rollout_modes = {"grpo": 1, "grpo_lora": 1, "gkd": 1}
     golden_modes = ("sft",)
     resumed_modes = ("lora",)
     resumes_dropout = True

@@ -12,12 +12,14 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from tests.support.logs import LineHandler
@@ -124,13 +126,11 @@ def _execute(
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     arguments: list[str | Path] = [SCRIPTS / "swift", command, path]
     if execute is None:
-        from swift.cli.main import ROUTE_MAPPING, parse_yaml_args
+        from swift.cli.main import ROUTE_MAPPING
 
         spec = importlib.util.find_spec(ROUTE_MAPPING[command])
         assert spec is not None and spec.origin is not None
-        words = [str(path)]
-        parse_yaml_args(words)
-        arguments = [spec.origin, *words]
+        arguments = [spec.origin, *words_of(config)]
     start = time.perf_counter()
     process = (execute or WARM.run)(arguments, cwd=workdir, env=environment)
     runs = [read_run(folder) for folder in folders]
@@ -138,6 +138,19 @@ def _execute(
         run.output, run.returncode, run.seconds = process.stdout, process.returncode, time.perf_counter() - start
         run.saved = workdir / "out"
     return runs
+
+
+def words_of(config: dict[str, Any]) -> list[str]:
+    """What `swift sft cfg.yaml` gives to the program that it starts."""
+    from swift.cli.main import parse_yaml_args
+
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file, pytest.MonkeyPatch.context() as patch:
+        yaml.safe_dump(config, file)
+        file.flush()
+        patch.setenv("SWIFT_CONFIG_FILE", "")  # it sets it
+        words = [file.name]
+        parse_yaml_args(words)
+    return words
 
 
 def _prepare(config: dict[str, Any], workdir: Path) -> dict[str, Any]:
