@@ -5,13 +5,13 @@ from neftune_plugins import after_import
 
 def register() -> None:
     """Entry point of the group `torch.backends`."""
-    # None of them is itself what imports torch: `import swift` does.
+    # Not `swift.trainers.patcher`, which replaces the default callbacks: it may itself be what imports torch.
     after_import(
         {
             "swift.pipelines.base": "neftune_swift.arguments:check_options",
             "swift.arguments.sft_args": "neftune_swift.arguments:check_values",
             "swift.arguments.rlhf_args": "neftune_swift.arguments:check_values",
             "swift.trainers.arguments": "neftune_swift.arguments:add_keys",
-            "swift.trainers.patcher": "neftune_swift.callback:add",
+            "swift.trainers.mixin": "neftune_swift.callback:add",
         }
     )

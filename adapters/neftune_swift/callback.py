@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import transformers.trainer
 from neftune_transformers import NEFTuneCallback as TrainerCallback
 from neftune_transformers import defaults
 from swift.utils import get_logger
@@ -49,5 +50,6 @@ def _refuse_tuner(model: Any) -> None:
 
 
 def add(module: Any) -> None:
-    """Patch `swift.trainers.patcher`, which replaces the Trainer's default callbacks."""
-    defaults.add(module.trainer, FromArguments)
+    """Patch `swift.trainers.mixin`, the base of all trainers. The package around it has replaced the Trainer's default
+    callbacks by then."""
+    defaults.add(transformers.trainer, FromArguments)

@@ -59,8 +59,8 @@ UNLABELLED = {
     "sdpa",
 }
 UNLABELLED |= {"stored", "uneven", "unk", "words", "zero"}
-# tests/llamafactory/driver.py leaves these out before 0.9.5, tests/swift/driver.py without vLLM.
-LEFT_OUT = {"llamafactory094": {"v1", "neat"}, "swift42": {"grpo", "gkd"}}
+# tests/llamafactory/driver.py leaves these out before 0.9.5.
+LEFT_OUT = {"llamafactory094": {"v1", "neat"}}
 
 
 def environments() -> Iterator[tuple[str, str]]:
