@@ -19,7 +19,7 @@ def add_keys(module: Any) -> None:
 
 
 def check_values(module: Any) -> None:
-    """Patch `swift.arguments.sft_args` or `rlhf_args`: the arguments of a command are checked first of all."""
+    """Patch `swift.arguments.sft_args` or `rlhf_args`: the arguments of a command are checked first."""
     for kind in (getattr(module, name, None) for name in ("SftArguments", "RLHFArguments")):
         if kind is not None and kind.__module__ == module.__name__:
             kind.__post_init__ = _checking(kind.__post_init__)

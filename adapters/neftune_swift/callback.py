@@ -44,8 +44,8 @@ def _refuse_tuner(model: Any) -> None:
     for name, module in model.named_modules():
         if getattr(module, "nef_activated", False):
             raise NoiseConfigError(
-                f"neftune_noise_alpha beside the tuner swift.tuners.NEFTune, which is on {name}: the two noises would "
-                "add up; leave NEFTuneConfig out of Swift.prepare_model, or leave the key out"
+                f"neftune_noise_alpha together with the tuner swift.tuners.NEFTune, which is on {name}: the two noises "
+                "would add up; leave NEFTuneConfig out of Swift.prepare_model, or leave the key out"
             )
 
 

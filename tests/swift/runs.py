@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import time
@@ -105,7 +106,10 @@ def swift_cli(
 def swift_torchrun(config: dict[str, Any], workdir: Path, execute: Execute, *, processes: int = 2) -> list[Run]:
     """As `swift_cli`, in several processes; one run for each rank, all with the same output."""
     folders = [workdir / f"rank{rank}" for rank in range(processes)]
-    return _execute(config, workdir, "sft", {"NPROC_PER_NODE": str(processes)}, folders, execute)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]  # other tests may train in several processes at the same time
+    env = {"NPROC_PER_NODE": str(processes), "MASTER_PORT": str(port)}
+    return _execute(config, workdir, "sft", env, folders, execute)
 
 
 def _execute(
@@ -116,7 +120,7 @@ def _execute(
     folders: list[Path],
     execute: Execute | None,
 ) -> list[Run]:
-    config = _prepare(config, workdir) | {"external_plugins": [str(PLUGIN)], "callbacks": ["recorder"]}
+    config = {"external_plugins": [str(PLUGIN)], "callbacks": ["recorder"], **_prepare(config, workdir)}
     path = workdir / "cfg.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     for folder in folders:  # records of an earlier run in the same folder
