@@ -115,9 +115,9 @@ def recorded() -> str:
 
 
 def _cell(found: dict[str, Any] | None, caller: str) -> str:
-    """The smallest and the largest ratio of the forward passes of one caller."""
+    """The smallest and the largest ratio of the forward passes of one caller, of a trainer those with gradients."""
     kinds = [kind for kind in found["kinds"] if kind["caller"] == caller] if found else []
-    kinds = [kind for kind in kinds if kind["ratios"]]
+    kinds = [kind for kind in kinds if kind["ratios"] and (kind["grad"] or caller != "trainer")]
     if not kinds:
         return "–"
     low, high = min(kind["ratios"][0] for kind in kinds), max(kind["ratios"][2] for kind in kinds)
