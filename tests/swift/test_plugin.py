@@ -258,7 +258,8 @@ def test_the_tuner_swift_neftune_is_refused_beside_ours(driver, noisy_tuner, tmp
 
 
 def test_two_processes(driver, run, tmp_path):
-    config = base_config(driver.model, "sft") | KEYS | {"max_steps": 2, "ddp_backend": "gloo"}
+    # Without use_cpu, accelerate does not average the gradients of processes on CPUs.
+    config = base_config(driver.model, "sft") | KEYS | {"max_steps": 2, "ddp_backend": "gloo", "use_cpu": True}
     ranks = swift_torchrun(config, tmp_path, cold)
     assert ranks[0].returncode == 0, ranks[0].output
     assert ranks[0].output.count(APPLIED) == 1  # said by one
@@ -397,9 +398,13 @@ def test_the_layout_of_padding_free_batches_and_packed_rows(driver, template):
     chats = [
         [{"role": "user", "content": question(i)}, {"role": "assistant", "content": answer(i, 1 + i)}] for i in range(3)
     ]
-    encoded = [template.encode({"messages": chat}) for chat in chats]
+    encoded = [template.encode({"messages": chat}, return_length=True) for chat in chats]
     ids = [one["input_ids"] for one in encoded]
-    for batch in (template.data_collator(encoded), template.data_collator([template.packing_row(encoded)])):
+    free = template.data_collator(list(encoded))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(template, "packing", True)  # then an item of the dataset is a list of examples
+        packed = template.data_collator([list(encoded)])
+    for batch in (free, packed):
         assert batch["input_ids"].shape == (1, sum(map(len, ids))) and "attention_mask" not in batch
         layout = read_layout({**batch, "pad_token_id": driver.pad_id})
         assert layout.real_BL.all()
