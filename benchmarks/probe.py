@@ -21,6 +21,8 @@ from typing import Any
 
 import yaml
 
+from neftune_plugins.plugins.manager import frameworks
+
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "benchmarks" / "results" / "probe.json"
 SCRIPTS = Path(sys.executable).parent
@@ -29,6 +31,7 @@ METHODS = {
     "axolotl": ("sft", "packed", "lora_embedding", "checkpointing_reentrant", "dpo", "grpo_lora"),
     "llamafactory": ("sft", "packing", "lora_embedding", "checkpointing", "dpo_lora"),
     "ludwig": ("full", "pad_eos", "lora_embedding", "checkpointing", "lora"),
+    "swift": ("sft", "lora_embedding", "dpo_lora", "kto", "grpo"),
     "transformers": ("trainer", "sft_packed", "sft_lora_embedding", "dpo_lora", "grpo_lora"),
 }
 _ENVIRONMENT = {
@@ -59,6 +62,8 @@ def command(framework: str, method: str, folder: Path, *, native: bool) -> list[
     if framework == "axolotl" and not native:
         config = importlib.import_module("tests.axolotl.driver").with_plugin(config)
     file.write_text(yaml.safe_dump({"output_dir": str(folder / "out"), **config, **keys}))
+    if framework == "swift":
+        return [str(SCRIPTS / "swift"), configs.command(method), str(file)]
     program = {"axolotl": "axolotl", "llamafactory": "llamafactory-cli"}[framework]
     return [str(SCRIPTS / program), "train", str(file)]
 
@@ -110,9 +115,9 @@ def recorded() -> str:
 
 
 def _cell(found: dict[str, Any] | None, caller: str) -> str:
-    """The smallest and the largest ratio of the forward passes of one caller."""
+    """The smallest and the largest ratio of the forward passes of one caller, of a trainer those with gradients."""
     kinds = [kind for kind in found["kinds"] if kind["caller"] == caller] if found else []
-    kinds = [kind for kind in kinds if kind["ratios"]]
+    kinds = [kind for kind in kinds if kind["ratios"] and (kind["grad"] or caller != "trainer")]
     if not kinds:
         return "–"
     low, high = min(kind["ratios"][0] for kind in kinds), max(kind["ratios"][2] for kind in kinds)
@@ -135,7 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{options.framework} {method} {name}", flush=True)
             found = shown(probe(options.framework, method, native=native))
             record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-            of_framework = record.setdefault(options.framework, {"version": version(options.framework), "methods": {}})
+            release = version(frameworks()[options.framework].distribution)
+            of_framework = record.setdefault(options.framework, {"version": release, "methods": {}})
             of_framework["methods"].setdefault(method, {})[name] = found
             RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     return None

@@ -1,14 +1,11 @@
 """Adds the keys to LLaMA-Factory's TrainingArguments, in the classic path and in V1."""
 
-import dataclasses
 import importlib
 from typing import Any
 
-from neftune_transformers.arguments import KEYS, fields, normalise
+from neftune_transformers.arguments import extended, normalise, refuse_unpatched
 
-from neftune_plugins import NoiseNotAppliedError, enabled, refuse_context_parallel, resolve, unpatched
-
-_ALPHA = KEYS[0]
+from neftune_plugins import enabled, refuse_context_parallel, resolve
 
 
 def add_keys(module: Any) -> None:
@@ -21,21 +18,12 @@ def add_keys(module: Any) -> None:
         if noisy:
             import transformers.trainer  # noqa: F401  (training needs it, and its patch may fail)
 
-            problem = unpatched("neftune_llamafactory")
-            if problem:
-                raise NoiseNotAppliedError(f"{_ALPHA} would have no effect: {problem}")
+            refuse_unpatched("neftune_llamafactory")
         original.__post_init__(self)
         if noisy:
             check_distribution(self)
 
-    patched = dataclasses.make_dataclass(
-        original.__name__,
-        fields(),
-        bases=(original,),
-        namespace={"__post_init__": check_and_post_init, "__doc__": original.__doc__},
-    )
-    patched.__module__, patched.__qualname__ = original.__module__, original.__qualname__
-    module.TrainingArguments = patched
+    module.TrainingArguments = extended(original, {"__post_init__": check_and_post_init})
 
 
 def _take(args: Any, module: str) -> bool:

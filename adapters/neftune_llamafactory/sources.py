@@ -1,8 +1,7 @@
 """LLaMA-Factory's command line and files as the user wrote them: with ALLOW_EXTRA_ARGS=1 it drops unknown keys."""
 
 import functools
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 _ALPHA = "neftune_noise_alpha"
@@ -28,7 +27,9 @@ def patch(module: Any) -> None:
     def check_and_parse_arguments(self: Any, args: Any = None, *others: Any, **options: Any) -> Any:
         if not _is_of_training(self):
             return parse_arguments(self, args, *others, **options)
-        _refuse_arguments(args or ())
+        from neftune_transformers.arguments import refuse_arguments
+
+        refuse_arguments(args or ())
         return _checked(parse_arguments(self, args, *others, **options))
 
     check_and_parse_dict._neftune_wrapped = True  # type: ignore[attr-defined]
@@ -44,18 +45,6 @@ def _is_of_training(parser: Any) -> bool:
     from neftune_plugins import enabled
 
     return enabled() and any(_ALPHA in kind.__dataclass_fields__ for kind in kinds)
-
-
-def _refuse_arguments(arguments: Sequence[str]) -> None:
-    """Raise NoiseConfigError for options that nothing reads, and for our keys inside JSON values of options."""
-    from neftune_transformers.arguments import options_read
-
-    from neftune_plugins import refuse_misplaced, refuse_options
-
-    refuse_options(arguments, read=options_read(arguments))
-    joined = (argument.partition("=")[::2] for argument in arguments)
-    pairs = itertools.chain(joined, itertools.pairwise(arguments))
-    refuse_misplaced({name.lstrip("-"): value for name, value in pairs if value.startswith("{")})
 
 
 def _checked(parsed: Iterable[Any]) -> Iterable[Any]:

@@ -2,10 +2,20 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from neftune_plugins import NoiseConfig, key, keys_in, no_noise_line
+from neftune_plugins import (
+    NoiseConfig,
+    NoiseNotAppliedError,
+    key,
+    keys_in,
+    no_noise_line,
+    refuse_misplaced,
+    refuse_options,
+    unpatched,
+)
 
 KEYS = tuple(key(field) for field in dataclasses.fields(NoiseConfig))
 
@@ -23,10 +33,18 @@ def fields() -> list[tuple[str, Any, Any]]:
     ]
 
 
-def with_keys(kind: type, post_init: Callable[[Any], None]) -> type:
-    """Return a subclass of a dataclass with our keys as further fields.
+def extended(kind: type, namespace: Mapping[str, Any] | None = None) -> type:
+    """Return a subclass of a dataclass with our keys as further fields, and with the name of the original."""
+    whole = {"__doc__": kind.__doc__, **(namespace or {})}
+    made = dataclasses.make_dataclass(kind.__name__, fields(), bases=(kind,), namespace=whole)
+    made.__module__, made.__qualname__ = kind.__module__, kind.__qualname__
+    return made
 
-    It has the name of the original. Its instances pickle as instances of the original, so that the arguments which the
+
+def with_keys(kind: type, post_init: Callable[[Any], None]) -> type:
+    """Return a subclass of a dataclass with our keys as further fields, for code that keeps the original.
+
+    Its instances pickle as instances of the original, so that the arguments which the
     Trainer saves load without this package. Copies are instances of the subclass.
 
     post_init: `__post_init__` of the subclass; it has to call that of `kind`.
@@ -44,14 +62,11 @@ def with_keys(kind: type, post_init: Callable[[Any], None]) -> type:
 
     namespace = {
         "__post_init__": post_init,
-        "__doc__": kind.__doc__,
         "__copy__": shallow_copy,
         "__deepcopy__": deepcopy,
         "__reduce_ex__": lambda self, protocol: (object.__new__, (kind,), vars(self)),
     }
-    patched = dataclasses.make_dataclass(kind.__name__, fields(), bases=(kind,), namespace=namespace)
-    patched.__module__, patched.__qualname__ = kind.__module__, kind.__qualname__
-    return patched
+    return extended(kind, namespace)
 
 
 def options_read(arguments: Sequence[str]) -> list[str]:
@@ -60,6 +75,21 @@ def options_read(arguments: Sequence[str]) -> list[str]:
     words = [argument.partition("=")[0] for argument in arguments]
     shortened = [word for word in words if word.startswith("--neft") and any(one.startswith(word) for one in known)]
     return [*known, *shortened]
+
+
+def refuse_arguments(arguments: Sequence[str]) -> None:
+    """Raise NoiseConfigError for options that nothing reads, and for our keys inside JSON values of options."""
+    refuse_options(arguments, read=options_read(arguments))
+    joined = (argument.partition("=")[::2] for argument in arguments)
+    pairs = itertools.chain(joined, itertools.pairwise(arguments))
+    refuse_misplaced({name.lstrip("-"): value for name, value in pairs if value.startswith("{")})
+
+
+def refuse_unpatched(adapter: str) -> None:
+    """Raise NoiseNotAppliedError if a patch of an adapter, such as `neftune_trl`, failed."""
+    problem = unpatched(adapter)
+    if problem:
+        raise NoiseNotAppliedError(f"{KEYS[0]} would have no effect: {problem}")
 
 
 def normalise(args: Any) -> str:

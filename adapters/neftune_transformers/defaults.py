@@ -16,7 +16,7 @@ class FromArguments(NEFTuneCallback):
         return super().applies_to(args) and hasattr(args, KEYS[1])
 
 
-def add(module: Any) -> None:
+def add(module: Any, callback: type[FromArguments] = FromArguments) -> None:
     """Patch `transformers.trainer`."""
-    if FromArguments not in module.DEFAULT_CALLBACKS:
-        module.DEFAULT_CALLBACKS.append(FromArguments)
+    if callback not in module.DEFAULT_CALLBACKS:
+        module.DEFAULT_CALLBACKS.append(callback)

@@ -7,16 +7,14 @@ import functools
 import sys
 from typing import Any
 
-from neftune_transformers.arguments import KEYS, normalise, options_read, with_keys
+from neftune_transformers.arguments import KEYS, normalise, options_read, refuse_unpatched, with_keys
 
 from neftune_plugins import (
-    NoiseNotAppliedError,
     enabled,
     refuse_context_parallel,
     refuse_misplaced,
     refuse_options,
     resolve,
-    unpatched,
 )
 
 _ALPHA, _TYPE = KEYS[:2]
@@ -72,9 +70,7 @@ def _give_callback(args: Any, line: str) -> None:
     from neftune_transformers import NEFTuneCallback, defaults
     from transformers import trainer
 
-    problem = unpatched("neftune_trl")
-    if problem:
-        raise NoiseNotAppliedError(f"{_ALPHA} would have no effect: {problem}")
+    refuse_unpatched("neftune_trl")
     if line:
         NEFTuneCallback.logger.info(line)
         return

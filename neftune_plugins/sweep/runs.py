@@ -22,10 +22,20 @@ DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(NoiseC
 
 @dataclass(frozen=True)
 class Run:
-    """A command, and the folder in which it saves the trained model."""
+    """A command, and the folder in which it saves the trained model or checkpoints of it."""
 
     command: Sequence[str]
-    model: Path
+    folder: Path
+
+    @property
+    def model(self) -> Path:
+        """The folder of the trained model, when the command has ended: the last checkpoint if there are only
+        checkpoints, as ms-swift saves them."""
+        if any((self.folder / name).exists() for name in ("config.json", "adapter_config.json")):
+            return self.folder
+        steps = {path: path.name.removeprefix("checkpoint-") for path in self.folder.glob("checkpoint-*")}
+        saved = [path for path, step in steps.items() if step.isdecimal()]
+        return max(saved, key=lambda path: int(steps[path]), default=self.folder)
 
 
 class Source(Protocol):

@@ -23,6 +23,7 @@ from pathlib import Path
 
 os.environ.update({"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"})
 
+from neftune_plugins.plugins.manager import frameworks
 from tests.conformance.driver import Driver
 from tests.support.garbage import leave_out_what_lives
 from tests.support.probe import Call, padding_noise, per_example, ratio
@@ -41,7 +42,9 @@ COLUMNS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--driver", required=True, help="the framework: axolotl, ludwig, llamafactory, transformers")
+    parser.add_argument(
+        "--driver", required=True, help="the framework: axolotl, ludwig, llamafactory, swift, transformers"
+    )
     parser.add_argument("--alpha", type=int, default=5, help="neftune_noise_alpha (default: 5)")
     parser.add_argument("--modes", nargs="*", help="the modes to run (default: all)")
     options = parser.parse_args()
@@ -54,7 +57,7 @@ def main() -> None:
     for mode, *cells in measure(driver, options.alpha, options.modes):
         modes_of.setdefault(tuple(cells), []).append(mode)
         print(mode, file=sys.stderr)
-    print(f"{driver.name} {version(driver.name)}\n")
+    print(f"{driver.name} {version(frameworks()[driver.name].distribution)}\n")
     for row in (COLUMNS, ("---",) * len(COLUMNS), *((", ".join(modes), *cells) for cells, modes in modes_of.items())):
         print(f"| {' | '.join(row)} |")
 

@@ -25,6 +25,7 @@ PACKAGES = [
     "neftune_axolotl",
     "neftune_llamafactory",
     "neftune_ludwig",
+    "neftune_swift",
     "neftune_transformers",
 ]
 

@@ -156,7 +156,7 @@ def test_the_listings_have_those_of_plugins(little):
     environment = little()
     rows = [line.split() for line in neftune("frameworks", **environment).stdout.splitlines()]
     assert ["little", "1.5", "<2,>=1", "little-adapter"] in rows
-    assert {row[0] for row in rows} >= {"axolotl", "ludwig", "llamafactory", "transformers"}
+    assert {row[0] for row in rows} >= {"axolotl", "ludwig", "llamafactory", "swift", "transformers"}
     listing = neftune("noise-types").stdout
     rows = [line.split() for line in listing.splitlines()]
     assert listing.startswith(shown("docs/commands.md", "text", 4))  # users do not have the tests' example plugin

@@ -116,17 +116,20 @@ def test_changelog_and_package_agree_on_the_version():
 # A row of README's comparison; for each framework the method that the probe recorded, and who called the model there.
 MEASURED = {
     "L is the example's own length in padded rows": (
-        {"Trainer, TRL": "trainer", "Axolotl": "sft", "Ludwig": "full", "LLaMA-Factory": "sft"},
+        {"Trainer, TRL": "trainer", "Axolotl": "sft", "Ludwig": "full", "LLaMA-Factory": "sft", "ms-swift": "sft"},
         "trainer",
     ),
     "L is the example's own length in packed rows": (
         {"Trainer, TRL": "sft_packed", "Axolotl": "packed", "LLaMA-Factory": "packing"},
         "trainer",
     ),
-    "no noise in reference models and KL terms": ({"Trainer, TRL": "dpo_lora"}, "reference"),
-    "no noise in GRPO rollouts": ({"Trainer, TRL": "grpo_lora"}, "rollout"),
+    "no noise in reference models and KL terms": ({"Trainer, TRL": "dpo_lora", "ms-swift": "dpo_lora"}, "reference"),
+    "no noise in GRPO rollouts": ({"Trainer, TRL": "grpo_lora", "ms-swift": "grpo"}, "rollout"),
 }
-RECORDED = {"Trainer, TRL": "transformers", "Axolotl": "axolotl", "Ludwig": "ludwig", "LLaMA-Factory": "llamafactory"}
+RECORDED = {
+    **{"Trainer, TRL": "transformers", "Axolotl": "axolotl", "Ludwig": "ludwig"},
+    **{"LLaMA-Factory": "llamafactory", "ms-swift": "swift"},
+}
 
 
 @pytest.mark.parametrize("row", MEASURED)

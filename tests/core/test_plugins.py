@@ -156,7 +156,7 @@ def test_observers_are_told_of_installation_steps_and_removal(register):
 
 
 def test_adapters_are_found_by_their_entry_points():
-    assert set(frameworks()) >= {"axolotl", "llamafactory", "ludwig"}
+    assert set(frameworks()) >= {"axolotl", "llamafactory", "ludwig", "swift"}
 
 
 def test_a_plugin_that_cannot_be_loaded_does_not_go_unnoticed(monkeypatch):

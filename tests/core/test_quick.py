@@ -210,7 +210,8 @@ def test_it_imports_neither_torch_nor_a_framework_and_is_quick(tmp_path):
         "try: main()\n"
         "finally:\n"
         "    print(resource.getrusage(resource.RUSAGE_SELF).ru_utime, file=sys.stderr)\n"
-        "    assert not {'torch', 'transformers', 'axolotl', 'ludwig', 'llamafactory', 'numpy'} & set(sys.modules)\n"
+        "    heavy = {'torch', 'transformers', 'axolotl', 'ludwig', 'llamafactory', 'swift', 'numpy'}\n"
+        "    assert not heavy & set(sys.modules)\n"
     )
     files = [str(file) for file in sorted(ROOT.glob("example_configs/*/*.y*ml")) if file.stem != "v1_dataset"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
@@ -308,7 +309,7 @@ def schema_of(name: str) -> dict:
 def validators() -> dict:
     from jsonschema import Draft202012Validator
 
-    found = {name: schema_of(name) for name in ("axolotl", "llamafactory", "ludwig", "trl")}
+    found = {name: schema_of(name) for name in ("axolotl", "llamafactory", "ludwig", "swift", "trl")}
     for one in found.values():
         Draft202012Validator.check_schema(one)
         assert one["$schema"] == Draft202012Validator.META_SCHEMA["$id"]
@@ -374,5 +375,5 @@ def test_a_schema_of_what_is_no_framework():
     result = neftune("schema", "axolottle")
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == (
-        "neftune: axolottle: there is no such framework; choose one of: axolotl, llamafactory, ludwig, trl\n"
+        "neftune: axolottle: there is no such framework; choose one of: axolotl, llamafactory, ludwig, swift, trl\n"
     )

@@ -1,47 +1,15 @@
-"""The recorder of `tests.support` in LLaMA-Factory's classic trainers, which take it as it is, and in V1's."""
+"""The recorder of `tests.support` in the trainers of LLaMA-Factory's V1; the classic ones take it as it is."""
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
 import functools
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from tests.llamafactory.runs import RECORD_DIR
-from tests.support.recorder import Recorder, embedding_hooks
-
-
-class KeepingRecorder(Recorder):
-    """Keeps the model, to look at it once more when the trainer is done with it."""
-
-    model: nn.Module | None = None
-
-    def on_train_end(self, args: Any, state: Any, control: Any, *, model: nn.Module, **_: Any) -> None:
-        super().on_train_end(args, state, control, model=model)
-        self.model = model
-
-    def finish(self) -> None:
-        """To be called after the run."""
-        if self.model is not None:
-            self.record["hooks_after"] = embedding_hooks(self.model)
-            self.write()
-
-
-class RankRecorder(KeepingRecorder):
-    """Writes into the folder of this rank, under the one that the environment names, until the process ends."""
-
-    def __init__(self) -> None:
-        folder = Path(os.environ[RECORD_DIR])
-        if "RANK" in os.environ:
-            folder /= f"rank{os.environ['RANK']}"
-        folder.mkdir(parents=True, exist_ok=True)
-        super().__init__(folder)
-        atexit.register(self.finish)
+from tests.support.recorder import Recorder
 
 
 def record_v1(trainer_class: type, recorder: Callable[[], Recorder]) -> Callable[[], None]:

@@ -9,15 +9,12 @@ Model, datasets and their tokenized form lie beside each other (`model_dir.paren
 
 from __future__ import annotations
 
-import gc
 import importlib
 import logging
 import os
-import random
 import shutil
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
@@ -28,12 +25,12 @@ import yaml
 from packaging.version import Version
 
 from tests.support.logs import LineHandler
-from tests.support.recorder import AtStepEnd, Run, read_run
+from tests.support.process import like_new
+from tests.support.recorder import RECORD_DIR, AtStepEnd, KeepingRecorder, Run, read_run
 from tests.support.warm import Execute, Warm
 
 ROOT = Path(__file__).parents[2]
 SITE = Path(__file__).parent / "site"
-RECORD_DIR = "NEFTUNE_TEST_RECORD_DIR"  # environment variable: where the command line's recorder writes
 # Before 0.9.5, V1 is a skeleton, and neat_packing refuses every transformers that this package supports.
 HAS_V1 = Version(version("llamafactory")) >= Version("0.9.5")
 
@@ -57,7 +54,7 @@ def run_llamafactory(
 
     Whatever LLaMA-Factory raises comes out. A run does not depend on those before it: see `clean_process`.
     """
-    from tests.llamafactory.recorders import KeepingRecorder, record_v1
+    from tests.llamafactory.recorders import record_v1
 
     config = _prepare(config, workdir)
     recorder = KeepingRecorder(at_step_end=at_step_end)
@@ -143,43 +140,22 @@ def _prepare(config: dict[str, Any], workdir: Path) -> dict[str, Any]:
 
 @contextmanager
 def clean_process(handler: logging.Handler) -> Iterator[None]:
-    """Give a run a process as new, and undo what it leaves: everything global that was found to leak is listed here."""
-    import accelerate.state
+    """Give a run a process as new, and undo what it leaves: everything global that was found to leak is listed here
+    and in `like_new`."""
     import datasets.arrow_writer
-    import numpy
-    import torch
-    import transformers
 
     def reset() -> None:
-        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
-        accelerate.state.GradientState._reset_state()
         v1 = sys.modules.get("llamafactory.v1.accelerator.interface")
         if v1 is not None:
             v1.DistributedInterface._instance = None
-        if "torch._dynamo" in sys.modules:
-            torch._dynamo.reset()
-        gc.collect()
 
     typed_sequence = datasets.arrow_writer.OptimizedTypedSequence
     saved_constructor = typed_sequence.__init__  # neat_packing puts in another, for masks of 32 bits
-    saved_environment = dict(os.environ)
-    saved_verbosity = transformers.logging.get_verbosity()
-    loggers = [logging.getLogger(name) for name in (None, "llamafactory", "llamafactory.v1", "transformers")]
+    loggers = (None, "llamafactory", "llamafactory.v1", "transformers")
     reset()
-    os.environ.update(ENVIRONMENT)
-    random.seed(0)
-    numpy.random.seed(0)
-    torch.manual_seed(0)
-    for logger in loggers:
-        logger.addHandler(handler)
     try:
-        with warnings.catch_warnings():  # the preference trainers switch all warnings off
+        with like_new(handler, loggers, ENVIRONMENT):
             yield
     finally:
-        for logger in loggers:
-            logger.removeHandler(handler)
-        transformers.logging.set_verbosity(saved_verbosity)
         typed_sequence.__init__ = saved_constructor
-        os.environ.clear()
-        os.environ.update(saved_environment)
         reset()

@@ -26,11 +26,10 @@ from neftune_plugins.config import key, looks_like_ours
 from neftune_plugins.noise.layout import read_layout
 from tests.llamafactory.configs import LORA, V1_MODES, base_config, command
 from tests.llamafactory.driver import make_driver
-from tests.llamafactory.recorders import KeepingRecorder, record_v1
+from tests.llamafactory.recorders import record_v1
 from tests.llamafactory.runs import (
     ENVIRONMENT,
     HAS_V1,
-    RECORD_DIR,
     SCRIPTS,
     SITE,
     WARM,
@@ -38,20 +37,19 @@ from tests.llamafactory.runs import (
     llamafactory_cli,
     llamafactory_torchrun,
 )
-from tests.support import specification
 from tests.support.bad_values import BAD_KEYS, MISPLACED
 from tests.support.demo import AWKWARD, check_demo
 from tests.support.docstrings import run_example
 from tests.support.documentation import shown
 from tests.support.logs import LineHandler
+from tests.support.noise import OURS, assert_specified_noise, neftune_modules, noisy_per_step
 from tests.support.probe import per_example, ratio
-from tests.support.recorder import Run, read_run
+from tests.support.recorder import RECORD_DIR, KeepingRecorder, Run, neftune_hooks, read_run
 from tests.support.warm import cold
 
 ROOT = Path(__file__).parents[2]
 KEYS = {"neftune_noise_alpha": 5}
 AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
-OURS = ["neftune_plugins.model.hooks.EmbeddingHook"]
 ZERO = "neftune_noise_alpha: 0 asks for no noise"
 APPLIED = "neftune_noise_alpha: 5 is applied by neftune-plugins, the native hook is off"
 needs_v1 = pytest.mark.skipif(not HAS_V1, reason="V1 of this release has no trainer")
@@ -101,35 +99,6 @@ def write_config(config: dict, folder: Path) -> Path:
     path = folder / "cfg.yaml"
     path.write_text(yaml.safe_dump({"output_dir": str(folder / "out"), **config}))
     return path
-
-
-def neftune_hooks(run: Run) -> list[str]:
-    return [hook for hook in run.steps[0]["hooks"] if "neftune" in hook]
-
-
-def noisy_per_step(run: Run) -> float:
-    return sum(bool(call.noise.any()) for call in run.calls) / len(run.steps)
-
-
-def assert_specified_noise(
-    run: Run, driver, *, num_steps: int = 5, kind: str = "uniform", schedule: str = "constant"
-) -> set[tuple[int, ...]]:
-    """Every example of the run has the noise of docs/noise.md, and no hook but ours was there; gives the examples."""
-    assert neftune_hooks(run) == OURS
-    assert len(run.steps) == num_steps
-    seen = set()
-    for call in run.calls:
-        alpha = specification.alpha_at(schedule, 5, call.global_step, num_steps)
-        for example in per_example(call, driver.pad_id):
-            ids = example.ids.tolist()
-            seen.add(tuple(ids))
-            want = specification.noise(
-                ids, example.noise.shape[1], alpha=alpha, seed=driver.seed, step=call.global_step, kind=kind
-            )
-            # Both are differences of float32 sums; their terms are below 1.
-            torch.testing.assert_close(example.noise, torch.tensor(want), rtol=0, atol=2e-7)
-    assert seen
-    return seen
 
 
 # --- The command line ------------------------------------------------------------------------------------------------
@@ -497,21 +466,6 @@ def test_an_interrupted_run_leaves_no_hook(driver, mode, tmp_path):
         driver.train(mode, KEYS, folder=tmp_path, at_step_end=at_step_end)
     assert during[0]
     assert neftune_modules(models[0]) == []
-
-
-def neftune_modules(model) -> list[str]:
-    """Names of the modules that have a hook of NEFTune, native or ours."""
-
-    def is_neftune(hook) -> bool:
-        hook = hook.func if isinstance(hook, functools.partial) else hook
-        named = hook if hasattr(hook, "__qualname__") else type(hook)
-        return "neftune" in f"{named.__module__}.{named.__qualname__}".lower()
-
-    return [
-        name
-        for name, module in model.named_modules()
-        if any(map(is_neftune, [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]))
-    ]
 
 
 def test_export_and_chat_are_untouched(driver, run, tmp_path, capsys):
@@ -973,7 +927,7 @@ def test_examples_train_with_noise(driver, path, tmp_path, monkeypatch):
     fast |= {"batching_workers": 0} if v1 else {"use_cpu": True, "cache_dir": str(driver.model.parent / "cache")}
     config = write_config(example_config(path, driver.model) | fast, tmp_path)
     run = launch("sft" if v1 else "train", config, v1=v1)
-    assert neftune_hooks(run) == OURS
+    assert neftune_hooks(run.steps[0]["hooks"]) == OURS
     trained = [call for call in run.calls if call.training and call.grad_enabled]
     assert len(trained) == 2
     for call in trained:

@@ -12,7 +12,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 UV = str(Path(sys.executable).with_name("uv"))
-ADAPTERS = ["neftune_axolotl", "neftune_llamafactory", "neftune_ludwig", "neftune_transformers", "neftune_trl"]
+ADAPTERS = [
+    *("neftune_axolotl", "neftune_llamafactory", "neftune_ludwig", "neftune_swift"),
+    *("neftune_transformers", "neftune_trl"),
+]
 PACKAGES = ["neftune_plugins", *ADAPTERS]
 BUILT_IN = ["neftune_plugins.model.builtin", "neftune_plugins.model.report"]
 
@@ -81,11 +84,12 @@ def test_the_package_index_takes_both(dist):
 def test_the_base_install_is_light_and_imports_no_framework(python, wheel):
     script = (
         "import sys, neftune_plugins, neftune_axolotl, neftune_llamafactory, neftune_ludwig, neftune_transformers;"
-        "import neftune_trl;"
+        "import neftune_swift, neftune_trl;"
         "from neftune_plugins.plugins.manager import frameworks, noise_types;"
-        "assert sorted(frameworks()) == ['axolotl', 'llamafactory', 'ludwig', 'transformers', 'trl'];"
+        "assert sorted(frameworks()) == ['axolotl', 'llamafactory', 'ludwig', 'swift', 'transformers', 'trl'];"
         "assert len(noise_types()) == 3;"
-        "assert not {'transformers', 'axolotl', 'ludwig', 'llamafactory', 'trl', 'pydantic'} & set(sys.modules);"
+        "heavy = {'transformers', 'axolotl', 'ludwig', 'llamafactory', 'swift', 'trl', 'pydantic'};"
+        "assert not heavy & set(sys.modules);"
         "import importlib.metadata as m; print(*sorted(m.requires('neftune-plugins')), sep='\\n')"
     )
     requirements = run(python, "-c", script, cwd=wheel.parent).splitlines()
@@ -126,6 +130,8 @@ def test_importing_torch_imports_no_more_of_it_than_the_autoload(python, wheel):
         "neftune_ludwig.autoload",
         "neftune_plugins",
         "neftune_plugins.autoload",
+        "neftune_swift",
+        "neftune_swift.autoload",
         "neftune_transformers",
         "neftune_transformers.autoload",
         "neftune_trl",

@@ -155,6 +155,7 @@ GENERATED = {
         "axolotl": example("example_configs/axolotl/full.yml"),
         "ludwig": example("example_configs/ludwig/full.yaml"),
         "llamafactory": example("example_configs/llamafactory/full.yaml"),
+        "swift": example("example_configs/swift/full.yaml"),
     },
     ROOT / "docs" / "transformers.md": {"trl": example("example_configs/trl/sft.yaml")},
     ROOT / "docs" / "commands.md": {"check": checked_example},

@@ -15,6 +15,7 @@ NAMES = {
     "axolotl": "Axolotl",
     "ludwig": "Ludwig",
     "llamafactory": "LLaMA-Factory",
+    "swift": "ms-swift",
 }
 # The words of which the modes in tests/<framework> are named, in the order of the table. Words without a label say how
 # a batch is laid out or how much of a method is trained; `v1` is LLaMA-Factory's other trainer.
@@ -25,13 +26,16 @@ LABELS = {
     "packed": "packing",
     "packing": "packing",
     "pt": "pre-training",
+    "infonce": "embedding models",
     "rm": "reward models",
     "dpo": "DPO",
     "online": "online DPO",
     "orpo": "ORPO",
     "simpo": "SimPO",
+    "cpo": "CPO",
     "kto": "KTO",
     "grpo": "GRPO",
+    "gkd": "GKD",
     "ecd": "text encoders",
     "lora": "LoRA",
     "4bit": "QLoRA",
@@ -86,7 +90,7 @@ def allowed(package: str) -> str:
     `transformers >=4.51,<6`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     listed = project["dependencies"] + project["optional-dependencies"].get(package, [])
-    [requirement] = [one for one in listed if re.match(rf"{package}\W", one)]
+    [requirement] = [one for one in listed if re.match(rf"(ms-)?{package}\W", one)]
     return re.sub(r"^([\w-]+)(\[\w+\])?", r"\1 ", requirement)
 
 

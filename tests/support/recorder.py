@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import json
@@ -20,6 +21,7 @@ from tests.support.probe import Call, Probe, find_causal_model
 
 AtStepEnd = Callable[[nn.Module, int], None]
 KILL_AFTER = "NEFTUNE_TEST_KILL_AFTER"  # environment variable: the step after which a recorder kills its process
+RECORD_DIR = "NEFTUNE_TEST_RECORD_DIR"  # environment variable: where the recorder of a command line writes
 
 
 @dataclass
@@ -98,6 +100,34 @@ class Recorder(StepRecord, TrainerCallback):
         self.record["weights"] = weights_hash(model)
         self.probe.detach()
         self.write()
+
+
+class KeepingRecorder(Recorder):
+    """Keeps the model, to look at it once more when the trainer is done with it."""
+
+    model: nn.Module | None = None
+
+    def on_train_end(self, args: Any, state: Any, control: Any, *, model: nn.Module, **_: Any) -> None:
+        super().on_train_end(args, state, control, model=model)
+        self.model = model
+
+    def finish(self) -> None:
+        """To be called after the run."""
+        if self.model is not None:
+            self.record["hooks_after"] = embedding_hooks(self.model)
+            self.write()
+
+
+class RankRecorder(KeepingRecorder):
+    """Writes into the folder of this rank, under the one that the environment names, until the process ends."""
+
+    def __init__(self) -> None:
+        folder = Path(os.environ[RECORD_DIR])
+        if "RANK" in os.environ:
+            folder /= f"rank{os.environ['RANK']}"
+        folder.mkdir(parents=True, exist_ok=True)
+        super().__init__(folder)
+        atexit.register(self.finish)
 
 
 def read_run(folder: Path) -> Run:

@@ -41,7 +41,8 @@ def arguments_of(program: str) -> list[Arguments]:
     """Those of each of its command lines, with a configuration of the repository in the place of the reader's."""
     found = [arguments for name, arguments in command_lines() if name == program]
     assert found, f"no page shows {program}"
-    example = {"axolotl": "axolotl/full.yml", "llamafactory-cli": "llamafactory/full.yaml"}.get(program, "")
+    examples = {"axolotl": "axolotl/full.yml", "llamafactory-cli": "llamafactory/full.yaml", "swift": "swift/full.yaml"}
+    example = examples.get(program, "")
     return [[f"example_configs/{example}" if word in PLACEHOLDERS else word for word in words] for words in found]
 
 
@@ -120,5 +121,6 @@ CHECKS: dict[str, Callable[[Arguments], None]] = {
     "axolotl": assert_files_exist,
     "llamafactory-cli": assert_files_exist,
     "ludwig": assert_files_exist,
+    "swift": assert_files_exist,
     "trl": assert_files_exist,
 }

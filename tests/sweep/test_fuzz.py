@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from neftune_axolotl.training import TRAINING as AXOLOTL
 from neftune_llamafactory.training import TRAINING as LLAMAFACTORY
 from neftune_ludwig.training import TRAINING as LUDWIG
+from neftune_swift.training import TRAINING as SWIFT
 
 from neftune_plugins import NEFTuneError
 from neftune_plugins.commands.cli import main
@@ -100,7 +101,7 @@ def source(folder: Path, content: bytes, training: object) -> runs.ConfigFile | 
         NESTED.map(lambda data: yaml.safe_dump(data).encode()),
         LUDWIG_LIKE.map(lambda data: yaml.safe_dump(data).encode()),
     ),
-    st.sampled_from([AXOLOTL, LLAMAFACTORY, LUDWIG]),
+    st.sampled_from([AXOLOTL, LLAMAFACTORY, LUDWIG, SWIFT]),
 )
 @FUZZ
 def test_any_configuration(tmp_path, content, training):

@@ -14,6 +14,7 @@ import yaml
 from neftune_axolotl.training import TRAINING as AXOLOTL
 from neftune_llamafactory.training import TRAINING as LLAMAFACTORY
 from neftune_ludwig.training import TRAINING as LUDWIG
+from neftune_swift.training import TRAINING as SWIFT
 from optuna.trial import TrialState
 
 from neftune_plugins import NEFTuneError
@@ -218,9 +219,19 @@ def test_a_key_without_a_value_is_a_place_for_ours(tmp_path):
     assert yaml.safe_load(changed) == {"a": 1, "model_parameters": {"neftune_noise_alpha": 5.0}}
 
 
+def test_the_trained_model_is_the_last_checkpoint_if_there_are_only_checkpoints(tmp_path):
+    run = runs.Run(["true"], tmp_path)
+    assert run.model == tmp_path
+    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-best", "runs"):
+        (tmp_path / name).mkdir()
+    assert run.model == tmp_path / "checkpoint-10"
+    (tmp_path / "adapter_config.json").touch()
+    assert run.model == tmp_path
+
+
 EXAMPLES = {
     path: training
-    for folder, training in (("axolotl", AXOLOTL), ("llamafactory", LLAMAFACTORY), ("ludwig", LUDWIG))
+    for folder, training in (("axolotl", AXOLOTL), ("llamafactory", LLAMAFACTORY), ("ludwig", LUDWIG), ("swift", SWIFT))
     for path in sorted((ROOT / "example_configs" / folder).glob("*.y*ml"))
     if path.stem != "v1_dataset"
 }
@@ -244,7 +255,7 @@ def test_a_trial_has_the_configuration_with_our_keys_its_folder_and_its_seed_cha
         changed = configs.changed(text, configs.noise({"neftune_noise_alpha": alpha}, owners) | settings)
         before, after = parsed(text), parsed(changed)
         for place, value in settings.items():
-            assert after.pop(place[0]) == str(value)
+            assert after.pop(place[0]) == (str(value).lower() if isinstance(value, bool) else str(value))
             before.pop(place[0], None)
         for owner in owners:
             assert at(after, owner).pop("neftune_noise_alpha", None) == (alpha and str(alpha))

@@ -9,13 +9,14 @@ import sys
 
 
 def record_classic(trainer):
-    from tests.llamafactory.recorders import RankRecorder
+    from tests.support.recorder import RankRecorder
 
     trainer.DEFAULT_CALLBACKS.append(RankRecorder)  # each trainer makes one
 
 
 def record_v1(base_trainer):
-    from tests.llamafactory.recorders import RankRecorder, record_v1
+    from tests.llamafactory.recorders import record_v1
+    from tests.support.recorder import RankRecorder
 
     record_v1(base_trainer.BaseTrainer, RankRecorder)
 
