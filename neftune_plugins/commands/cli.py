@@ -137,7 +137,11 @@ def _add_check(commands: _Commands) -> None:
         "0 if all files are correct, 1 if one is wrong, 2 if one cannot be checked.",
     )
     check.add_argument(
-        "files", type=Path, nargs="+", metavar="CONFIG", help="configuration of Axolotl, LLaMA-Factory, Ludwig or TRL"
+        "files",
+        type=Path,
+        nargs="+",
+        metavar="CONFIG",
+        help="configuration of Axolotl, LLaMA-Factory, Ludwig, ms-swift or TRL",
     )
     check.add_argument("--framework", metavar="NAME", help="framework of the files (default: recognised from the keys)")
     check.add_argument(
