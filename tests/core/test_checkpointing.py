@@ -1,5 +1,7 @@
 """Gradient caching, and checkpointing of whole models: forward passes that run more than once have one noise."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -155,7 +157,7 @@ def test_a_recomputation_that_stops_early_leaves_no_call():
     torch.manual_seed(0)
     model = Unfinished().train()
     ids, mask = BATCHES[0]
-    with install(model, CONFIG) as handle:
+    with install(model, dataclasses.replace(CONFIG, audit="off")) as handle:  # whose pass would be counted
         handle.step = 0
         for repeat in range(1, 4):
             checkpoint(lambda: model(input_ids=ids, attention_mask=mask), use_reentrant=False).sum().backward()
