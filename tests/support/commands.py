@@ -121,12 +121,12 @@ def assert_they_are_refused(results: list[dict[str, Any]], broken: dict[Path, An
     assert len(results) == len(broken)
 
 
-def assert_healthy(framework: str) -> dict[str, dict[str, Any]]:
+def assert_healthy(framework: str, distribution: str | None = None) -> dict[str, dict[str, Any]]:
     """`neftune doctor` finds nothing wrong in this environment, which has the framework; what it says of it."""
     result = neftune("doctor", "--json")
     report = json.loads(result.stdout)
     assert (result.returncode, report["status"]) == (0, 0), result.stdout
     found = {finding["what"]: finding for finding in report["findings"] if finding["about"] == framework}
-    assert {found[what]["state"] for what in (framework, "import", "adapter")} == {"ok"}
+    assert {found[what]["state"] for what in (distribution or framework, "import", "adapter")} == {"ok"}
     assert "turned off while the adapter adds its noise" in found["native hook"]["found"]
     return found

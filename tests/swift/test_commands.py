@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parents[2] / "example_configs" / "swift"
 
 
 def test_the_doctor_finds_it_healthy():
-    assert_healthy("swift")
+    assert_healthy("swift", "ms-swift")
 
 
 def test_check_knows_the_right_and_the_wrong(tmp_path):
@@ -28,7 +28,7 @@ def test_check_knows_the_right_and_the_wrong(tmp_path):
         "of_rlhf": (preference.replace("rlhf_type: dpo\n", ""), line_of(preference, "beta") - 1, "has no such key"),
         "parallel": (
             f"{good}sequence_parallel_size: 2\n",
-            len(good.splitlines()) + 1,
+            line_of(good, "neftune_noise_alpha"),
             "sequence_parallel_size: 2 cannot be",
         ),
         "tuner": (
