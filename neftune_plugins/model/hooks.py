@@ -79,7 +79,8 @@ class Noise:
         # Tensors, so that a compiled graph takes them as inputs and is not compiled again when they change.
         self.step = torch.full((), -1, dtype=torch.int64)
         self.alpha = torch.full((), alpha, dtype=torch.float32)
-        self.counts_forwards = True
+        # The step that `begin_step` was given, kept here because reading the tensor waits for its device.
+        self.begun: int | None = None
         self.calls = CALLS
         self.watch = StepWatch()
         self.early = EarlyLookups()
@@ -89,10 +90,15 @@ class Noise:
         """Begin or end a pass of the audit, in which the hooks do nothing."""
         self.suspended = suspended
 
+    @property
+    def counts_forwards(self) -> bool:
+        """Whether each training forward pass is a step, because nobody says when one begins."""
+        return self.begun is None
+
     def begin_step(self, step: int, alpha: float) -> None:
         """The optimisation step `step` begins, with this alpha."""
         self.alpha.fill_(alpha)
-        self.counts_forwards = False
+        self.begun = step
         self.step.fill_(step)
         self.watch.begin()
         self.recomputable.clear()

@@ -198,7 +198,8 @@ class Handle:
         Until it is set, every training forward pass counts as one step, if the schedule is constant. Setting
         it raises NoiseNotAppliedError if the step before it had no noise, with the cause, and if the noise was removed.
         """
-        return int(self._noise.step)
+        begun = self._noise.begun
+        return int(self._noise.step) if begun is None else begun
 
     @step.setter
     def step(self, step: int) -> None:
