@@ -8,6 +8,7 @@ scan: a count is the least.) A Triton kernel counts by its arguments.
 """
 
 import contextlib
+import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -54,14 +55,14 @@ _IN_PLACE = "x_ptr"
 class Counts(TorchDispatchMode):
     """Counts the operations on one type of device inside of it.
 
-    elements: bytes that are read and written in tensors of at least this many elements count as `large`.
+    dim: bytes that are read and written in tables with rows of this many elements count as `large`.
     launches: names of the operations, in order. waits: those that make the host wait for the device.
     peak: the most bytes that tensors made inside held at once.
     """
 
-    def __init__(self, elements: int = 0, device: str = "cuda") -> None:
+    def __init__(self, dim: int = 0, device: str = "cuda") -> None:
         super().__init__()
-        self.elements, self.device = elements, device
+        self.dim, self.device = dim, device
         self.large = self.small = self.held = self.peak = 0
         self.launches: list[str] = []
         self.waits: list[str] = []
@@ -99,7 +100,7 @@ class Counts(TorchDispatchMode):
         held = 1  # an expanded tensor has fewer values than elements
         for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
             held *= size if stride else 1
-        if self.elements and tensor.numel() >= self.elements:
+        if self.dim and tensor.dim() > 1 and tensor.shape[-1] == self.dim:
             self.large += held * tensor.element_size()
         else:
             self.small += held * tensor.element_size()
@@ -126,19 +127,21 @@ def accelerator(*, with_kernels: bool = True) -> Iterator[None]:
     """Inside, tensors are made on a device "cuda" that need not exist, and the noise is added as on an accelerator on
     which every kernel works, or on which none does."""
 
-    def choose(x_ND: Tensor, name: str, of_type: Any, plain: Any) -> Any:
-        if of_type is None or not with_kernels or x_ND.dtype not in kernels.DTYPES:
-            return None
-        from neftune_plugins.noise.kernels.accelerator import triton_kernel
+    def choose(path: str, make: Callable[[], Any], differs: object) -> kernels.Choice:
+        return kernels.Choice(path, "counted", make())
 
-        return triton_kernel(of_type)
-
+    draw._kept_codes.cache_clear()
     with contextlib.ExitStack() as stack:
+        stack.callback(draw._kept_codes.cache_clear)
+        stack.enter_context(patch.dict(os.environ, {kernels.VARIABLE: str(int(with_kernels))}))
+        stack.enter_context(patch.object(kernels, "_choices", {}))
+        stack.enter_context(patch.object(kernels, "_choose", choose))
+        stack.enter_context(patch.object(kernels, "Tensor", FakeTensor))
+        stack.enter_context(patch.object(torch.cuda, "is_current_stream_capturing", lambda: False))
         if with_kernels:
             from triton.runtime.jit import JITFunction
 
             stack.enter_context(patch.object(JITFunction, "run", _launch))
-        stack.enter_context(patch.object(draw, "kernel_for", choose))
         # A tensor without values is of another type, which is never overwritten.
         stack.enter_context(patch.object(adding, "Tensor", FakeTensor))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
@@ -205,13 +208,13 @@ def forward(kind: str, dtype: str, form: str, *, metrics: bool, with_kernels: bo
                 handle.step = 0
                 run()  # what is done once in a run
                 handle.step = 1
-            with Counts(elements) as counts:
+            with Counts(DIM) as counts:
                 run()
     launches = [name for name in counts.launches if name != "aten::embedding"]
     output = elements * getattr(torch, dtype).itemsize
     # Beside the noise, the lookup reads the ids and the weight, which is small here, and writes the output.
     weight = 100 * DIM * getattr(torch, dtype).itemsize
-    large, small = (0, 0) if kind == "add" else (output, ROWS * WIDTH * 8 + weight)
+    large, small = (0, 0) if kind == "add" else (output + weight, ROWS * WIDTH * 8)
     return {
         "noise": kind,
         "dtype": dtype,
@@ -221,7 +224,7 @@ def forward(kind: str, dtype: str, form: str, *, metrics: bool, with_kernels: bo
         "bytes an element": (counts.large - large) / elements,
         "bytes a token": (counts.small - small) / (ROWS * WIDTH),
         "launches": len(launches),
-        "scratch": max(0, counts.peak - large) / output,
+        "scratch": max(0, counts.peak - (0 if kind == "add" else output)) / output,
         "waits": len(counts.waits),
     }
 

@@ -1,6 +1,7 @@
 """`install`: noise in a model, from the first training forward pass to `remove()`."""
 
 import inspect
+import itertools
 import logging
 import sys
 import weakref
@@ -218,6 +219,7 @@ class Handle:
         except ValueError:
             raise self._steps_unknown() from None
         if self._noise.counts_forwards or step != self.step:
+            self._embedding_hooks.follow()
             self._noise.begin_step(step, alpha)
         self.audit.step, self.audit.steps = step, self.steps
         if self.clean_loss is not None:
@@ -362,8 +364,15 @@ class _EmbeddingHooks:
             for name, child in module._modules.items()
             if child in wanted
         ]
+        self.follow()
         names = {module: name for name, module in self._model.named_modules()}
         return [names[embedding] for embedding in embeddings]
+
+    def follow(self) -> None:
+        """Let step and alpha be where the first embedding is."""
+        for _, _, embedding in self._slots[:1]:
+            for weight in itertools.islice(embedding.parameters(), 1):
+                self._noise.follow(weight.device)
 
     def are_in_place(self) -> bool:
         """Whether each embedding still stands where it stood."""
