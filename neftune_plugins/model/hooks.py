@@ -7,6 +7,7 @@ without noise).
 """
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -94,13 +95,24 @@ class Noise:
         moved = self.step.to(device), self.alpha.to(device)
         if device.type != "meta" and not torch.compiler.is_compiling():
             self.step, self.alpha = moved
+            if self.measurements is not None:
+                self.measurements.follow(device)
         return moved
+
+    def _stay(self) -> None:
+        """Tell torch.compile that what changes with the steps stays where it is. It makes no CUDA graph of code that
+        writes to other tensors, and would copy them for each forward pass."""
+        if "torch._dynamo" in sys.modules:
+            sums = () if self.measurements is None else self.measurements.sums
+            for tensor in (self.step, self.alpha, *sums):
+                torch._dynamo.mark_static_address(tensor)
 
     def begin_step(self, step: int, alpha: float) -> None:
         """The optimisation step `step` begins, with this alpha."""
         self.alpha.fill_(alpha)
         self.begun = step
         self.step.fill_(step)
+        self._stay()
         self.watch.begin()
         self.recomputable.clear()
 

@@ -17,14 +17,21 @@ class Measurements:
         self._tokens_3 = torch.zeros(3)
         self._energy_3 = torch.zeros(3)
 
+    @property
+    def sums(self) -> tuple[Tensor, Tensor]:
+        return self._tokens_3, self._energy_3
+
+    def follow(self, device: torch.device) -> None:
+        """Let the sums be on this device."""
+        if self._energy_3.device != device:
+            self._tokens_3, self._energy_3 = self._tokens_3.to(device), self._energy_3.to(device)
+
     def energy(self, like: Tensor, scale: float) -> Tensor:
         """Where to add the `noise.energy` of the part of the batch that this process noises.
 
         like: a tensor on the device of the embeddings. scale: of the energies, which `add` then multiplies by it.
         """
-        if self._energy_3.device != like.device:
-            self._energy_3 = self._energy_3.to(like.device)
-            self._tokens_3 = self._tokens_3.to(like.device)
+        self.follow(like.device)
         return self._energy_3 if scale == 1 else torch.zeros(3, device=like.device)
 
     def add(self, tokens_3: Tensor, energy_3: Tensor, scale: float) -> None:
