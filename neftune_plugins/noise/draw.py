@@ -38,7 +38,7 @@ _CHUNK_PER_THREAD = 1 << 16
 _CHUNK_ON_ACCELERATOR = 1 << 17
 # There, the temporary tensors of one element (12 bytes, of the float64 of gaussian noise) may take up to a quarter of
 # this many bytes of x.
-_SCRATCH = 64
+_SCRATCH = 52
 
 
 @dataclass(frozen=True)
@@ -244,16 +244,16 @@ def _add_in_chunks(
 ) -> Tensor | None:
     """The plain path of `kernels.Add`."""
     chunk = max(1, _elements_of_chunk(x_ND) // x_ND.shape[-1])
-    energy_3 = torch.zeros(3, device=x_ND.device) if measures else None
+    norm_2N = torch.empty(2, len(x_ND), device=x_ND.device) if measures else None
     unit_scales_N = scales_N if noise_type.unit == 1 else scales_N * noise_type.unit
     for first in range(0, x_ND.shape[0], chunk):
         rows = slice(first, first + chunk)
         noise_ND = _noise(keys_N[rows], unit_scales_N[rows], code_D, noise_type)
-        if energy_3 is not None:
-            energy_3 += energy(noise_ND, x_ND[rows], scales_N[rows], noise_type)
+        if norm_2N is not None:
+            norm_2N[0, rows], norm_2N[1, rows] = _norms(noise_ND, x_ND[rows])
         x_ND[rows].add_(noise_ND)
         del noise_ND  # before the next is drawn
-    return energy_3
+    return None if norm_2N is None else _energy(norm_2N[0], norm_2N[1], scales_N, x_ND.shape[-1], noise_type)
 
 
 def _elements_of_chunk(x_ND: Tensor) -> int:
@@ -264,11 +264,20 @@ def _elements_of_chunk(x_ND: Tensor) -> int:
 
 def energy(noise_ND: Tensor, x_ND: Tensor, scales_N: Tensor, noise_type: NoiseType) -> Tensor:
     """Sums of squares: of the noise, of what it is on average, and of the x that have noise. Returns float32 (3,)."""
-    # Token by token, which a compiler does in the loop that makes the noise.
-    noise_N = torch.linalg.vector_norm(noise_ND, dim=-1).square()
-    x_N = torch.linalg.vector_norm(x_ND, dim=-1, dtype=_at_least_float32(x_ND.dtype)).square().to(torch.float32)
-    expected = expected_energy(scales_N, x_ND.shape[-1], noise_type)
-    return torch.stack((noise_N.sum(), expected, torch.where(scales_N > 0, x_N, 0.0).sum()))
+    return _energy(*_norms(noise_ND, x_ND), scales_N, x_ND.shape[-1], noise_type)
+
+
+def _norms(noise_ND: Tensor, x_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """Token by token, which a compiler does in the loop that makes the noise."""
+    x_N = torch.linalg.vector_norm(x_ND, dim=-1, dtype=_at_least_float32(x_ND.dtype))
+    return torch.linalg.vector_norm(noise_ND, dim=-1), x_N
+
+
+def _energy(noise_N: Tensor, x_N: Tensor, scales_N: Tensor, dim: int, noise_type: NoiseType) -> Tensor:
+    """`energy` from the norms."""
+    expected = expected_energy(scales_N, dim, noise_type)
+    signal = torch.where(scales_N > 0, x_N.square().to(torch.float32), 0.0).sum()
+    return torch.stack((noise_N.square().sum(), expected, signal))
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:

@@ -127,7 +127,7 @@ def _by_ids(batch: Batch, witnesses: Sequence[Witness]) -> ByIds | None:
     ids_BL = input_ids_BL.to(torch.int64)
     if batch.get("attention_mask") is not None:
         return ByIds(ids_BL, pad_token_id)
-    # Other arguments than positions make padding an example of its own.
+    # Other arguments than positions make padding a separate example.
     is_told = any(witness.name != "position_ids" for witness in witnesses)
     # Cutters of sequences fill up with id 0, whatever the model pads with.
     zeros = bool(witnesses) and pad_token_id != 0

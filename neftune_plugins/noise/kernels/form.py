@@ -22,9 +22,9 @@ class ByIds:
     """What the ids of a batch say about its padding.
 
     ids_BL, pad: the ids and the padding id.
-    tails: which padding ids at the end of a row are padding: 0: none; 1: those that fill examples of their own; 2: all.
+    tails: which padding ids at the end of a row are padding: 0: none; 1: those that fill a separate example; 2: all.
     zeros: whether ids 0 are like padding ids at the end of a row; where untrained_BL (bool) is False, they are words.
-    ends: whether the first of them may be the end of a text, where nothing says that it is an example of its own.
+    ends: whether the first of them may be the end of a text, where nothing says that it is a separate example.
     """
 
     ids_BL: Tensor
@@ -44,7 +44,7 @@ Arrange = Callable[[Tensor, Tensor | None, ByIds | None], Arranged]
 
 @dataclass(frozen=True)
 class Draw:
-    """What the keys and scales of a batch depend on beside its tokens.
+    """What the keys and scales of a batch depend on, apart from its tokens.
 
     key: of `stream_key`.
     step: int64 (). alpha: float32 (). Both on the device of the ids.
