@@ -1,4 +1,5 @@
-"""What the noise costs: `python -m benchmarks.noise`, on a GPU `python -m benchmarks.noise --device cuda`.
+"""What the noise costs: `python -m benchmarks.noise`, on a GPU `python -m benchmarks.noise --device cuda`. What it asks
+of an accelerator, counted without one: `python -m benchmarks.noise --count` (benchmarks/counts.py).
 
 A model that is its embedding alone is called in training mode, as a framework would call it: with transformers' native
 hook, with `install()`, and with neither; beside them the cheapest pass over memory, an in-place addition of a constant
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity
 from torch.utils.hooks import RemovableHandle
 
+from benchmarks import counts
 from benchmarks.record import RESULTS, table
 from neftune_plugins import NoiseConfig, install
 
@@ -320,16 +322,26 @@ def recorded() -> str:
     return "\n\n".join(tables(json.loads(file.read_text())) for file in sorted(RESULTS.glob("noise-*.json")))
 
 
+def recorded_counts() -> str:
+    """The tables of the recorded counts, for the page."""
+    return counts.tables(json.loads((RESULTS / "counts.json").read_text()))
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="What the noise costs.")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--shapes", nargs="+", default=SHAPES, help=f"rows x width x dim (default: {' '.join(SHAPES)})")
     parser.add_argument("--dtypes", nargs="+", default=DTYPES, choices=DTYPES)
+    parser.add_argument("--count", action="store_true", help="count bytes and launches on an accelerator instead")
     parser.add_argument("--json", type=Path, help="write the results to this file, too")
     options = parser.parse_args(arguments)
-    result = measured(options.shapes, options.dtypes, options.rounds, options.device)
-    print(tables(result))
+    if options.count:
+        result = counts.counted()
+        print(counts.tables(result))
+    else:
+        result = measured(options.shapes, options.dtypes, options.rounds, options.device)
+        print(tables(result))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
 

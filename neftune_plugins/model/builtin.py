@@ -27,8 +27,8 @@ def _uniform(bits: Tensor) -> Tensor:
 def _gaussian(bits: Tensor) -> Tensor:
     # The middle of each of 2^24 intervals, so that neither end is infinite. In float64, because libraries and devices
     # disagree about the last bit of a float32 erfinv.
-    uniform = (bits >> 8).to(torch.float64) * 2**-23 + 2**-24
-    return (torch.erfinv(uniform) * math.sqrt(2)).to(torch.float32)
+    bits = bits.bitwise_right_shift_(8).to(torch.float64)  # in place, and the name again: so little is held at once
+    return bits.mul_(2**-23).add_(2**-24).erfinv_().mul_(math.sqrt(2)).to(torch.float32)
 
 
 def _bernoulli(bits: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ without noise).
 """
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,15 +23,7 @@ from neftune_plugins.model.metrics import Measurements
 from neftune_plugins.model.recompute import Recomputable
 from neftune_plugins.model.sharded import whole
 from neftune_plugins.model.watch import StepWatch
-from neftune_plugins.noise import (
-    Batch,
-    Layout,
-    NoiseType,
-    expected_energy,
-    stream_key,
-    token_keys,
-    token_scales,
-)
+from neftune_plugins.noise import Batch, Draw, Layout, NoiseType, expected_energy, keyed, stream_key
 from neftune_plugins.proof import in_clean_pass
 
 
@@ -78,17 +71,43 @@ class Noise:
         # Tensors, so that a compiled graph takes them as inputs and is not compiled again when they change.
         self.step = torch.full((), -1, dtype=torch.int64)
         self.alpha = torch.full((), alpha, dtype=torch.float32)
-        self.counts_forwards = True
+        # The step that `begin_step` was given, kept here because reading the tensor waits for its device.
+        self.begun: int | None = None
         self.calls = CALLS
         self.watch = StepWatch()
         self.early = EarlyLookups()
         self.recomputable = Recomputable()
 
+    @property
+    def counts_forwards(self) -> bool:
+        """Whether each training forward pass is a step, because nobody says when one begins."""
+        return self.begun is None
+
+    def follow(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Step and alpha on this device, where they stay: to copy them for each forward pass would wait for it."""
+        if self.step.device == device:
+            return self.step, self.alpha
+        moved = self.step.to(device), self.alpha.to(device)
+        if device.type != "meta" and not torch.compiler.is_compiling():
+            self.step, self.alpha = moved
+            if self.measurements is not None:
+                self.measurements.follow(device)
+        return moved
+
+    def _stay(self) -> None:
+        """Tell torch.compile that what changes with the steps stays where it is. It makes no CUDA graph of code that
+        writes to other tensors, and would copy them for each forward pass."""
+        if "torch._dynamo" in sys.modules:
+            sums = () if self.measurements is None else self.measurements.sums
+            for tensor in (self.step, self.alpha, *sums):
+                torch._dynamo.mark_static_address(tensor)
+
     def begin_step(self, step: int, alpha: float) -> None:
         """The optimisation step `step` begins, with this alpha."""
         self.alpha.fill_(alpha)
-        self.counts_forwards = False
+        self.begun = step
         self.step.fill_(step)
+        self._stay()
         self.watch.begin()
         self.recomputable.clear()
 
@@ -252,18 +271,24 @@ class Noise:
         self.watch.note_noise()
         batch = whole({**given, "is_decoder": bool(stream)})
         layout = self.layout(batch)
-        keys = token_keys(batch["input_ids"], layout, self.keys[stream], self.step)
-        scales = token_scales(layout, output.shape[-1], self.alpha / hook.scale, padded_length=self.padded_length)
+        dim, scale, kind = output.shape[-1], hook.scale, self.noise_type
+        step, alpha = self.follow(output.device)
+        measures = self.measurements is not None and not _is_transformed()
+        # What enters the first block: the embedding is multiplied on its way there.
+        energy = dim * kind.rms**2 * scale**2 if measures else None
+        alpha = alpha if scale == 1 else alpha / scale
+        draw = Draw(self.keys[stream], step, alpha, dim, self.padded_length, energy)
+        keys, scales, tokens_3 = keyed(batch["input_ids"], layout, draw)
         if kept_BL is not None:
             scales = torch.where(kept_BL, scales, 0.0)
+            if tokens_3 is not None:
+                tokens_3[2] = expected_energy(scales, dim, kind) * scale**2
         self.recomputable.keep(input_ids, keys, scales)
-        if self.measurements is None or _is_transformed():
+        if self.measurements is None or tokens_3 is None:
             return self._add(embedding, output, keys, scales)
-        energy_3 = torch.zeros(3, device=output.device)
+        energy_3 = self.measurements.energy(output, scale**2)
         noisy = self._add(embedding, output, keys, scales, energy_3)
-        expected = expected_energy(scales, output.shape[-1], self.noise_type)
-        # What enters the first block: the embedding is multiplied on its way there.
-        self.measurements.add(layout, expected * hook.scale**2, energy_3 * hook.scale**2)
+        self.measurements.add(tokens_3, energy_3, scale**2)
         return noisy
 
     def _add(

@@ -1,6 +1,7 @@
 """`install`: noise in a model, from the first training forward pass to `remove()`."""
 
 import inspect
+import itertools
 import logging
 import sys
 import weakref
@@ -201,7 +202,8 @@ class Handle:
         Until it is set, every training forward pass counts as one step, if the schedule is constant. Setting
         it raises NoiseNotAppliedError if the step before it had no noise, with the cause, and if the noise was removed.
         """
-        return int(self._noise.step)
+        begun = self._noise.begun
+        return int(self._noise.step) if begun is None else begun
 
     @step.setter
     def step(self, step: int) -> None:
@@ -220,6 +222,7 @@ class Handle:
         except ValueError:
             raise self._steps_unknown() from None
         if self._noise.counts_forwards or step != self.step:
+            self._embedding_hooks.follow()
             self._noise.begin_step(step, alpha)
         self.audit.step, self.audit.steps = step, self.steps
         if self.clean_loss is not None:
@@ -364,7 +367,14 @@ class _EmbeddingHooks:
             for name, child in module._modules.items()
             if child in wanted
         ]
+        self.follow()
         return structure.named(self._model, embeddings)
+
+    def follow(self) -> None:
+        """Let step and alpha be where the first embedding is."""
+        for _, _, embedding in self._slots[:1]:
+            for weight in itertools.islice(embedding.parameters(), 1):
+                self._noise.follow(weight.device)
 
     def are_in_place(self) -> bool:
         """Whether each embedding still stands where it stood."""

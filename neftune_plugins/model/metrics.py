@@ -5,8 +5,6 @@ import math
 import torch
 from torch import Tensor
 
-from neftune_plugins.noise.layout import Layout
-
 
 class Measurements:
     """Sums over the noised forward passes since the last `take`.
@@ -16,25 +14,41 @@ class Measurements:
     """
 
     def __init__(self) -> None:
-        self._sums = torch.zeros(6)
+        self._tokens_3 = torch.zeros(3)
+        self._energy_3 = torch.zeros(3)
 
-    def add(self, layout: Layout, expected: Tensor, energy_3: Tensor) -> None:
+    @property
+    def sums(self) -> tuple[Tensor, Tensor]:
+        return self._tokens_3, self._energy_3
+
+    def follow(self, device: torch.device) -> None:
+        """Let the sums be on this device."""
+        if self._energy_3.device != device:
+            self._tokens_3, self._energy_3 = self._tokens_3.to(device), self._energy_3.to(device)
+
+    def energy(self, like: Tensor, scale: float) -> Tensor:
+        """Where to add the `noise.energy` of the part of the batch that this process noises.
+
+        like: a tensor on the device of the embeddings. scale: of the energies, which `add` then multiplies by it.
+        """
+        self.follow(like.device)
+        return self._energy_3 if scale == 1 else torch.zeros(3, device=like.device)
+
+    def add(self, tokens_3: Tensor, energy_3: Tensor, scale: float) -> None:
         """Add a forward pass.
 
-        layout: the examples of the batch.
-        expected: `noise.expected_energy` of the batch.
-        energy_3: `noise.energy` of the part of the batch that this process noised.
+        tokens_3: the third value of `noise.keyed` for the whole batch. energy_3: what `energy` gave for it.
         """
-        if self._sums.device != energy_3.device:
-            self._sums = self._sums.to(energy_3.device)
-        sequences = (layout.real_BL & (layout.position_BL == 0)).sum()
-        counts_2 = torch.stack((sequences, layout.real_BL.sum()))
-        self._sums += torch.cat((counts_2, expected.unsqueeze(0), energy_3))
+        self._tokens_3 += tokens_3
+        if scale != 1:
+            self._energy_3 += energy_3 * scale
 
     def take(self) -> dict[str, float]:
         """Return the metrics by name, empty if nothing was noised, and reset the sums. Waits for the device."""
-        sequences, tokens, expected, held, held_expected, signal = self._sums.tolist()
-        self._sums.zero_()
+        sums = torch.cat((self._tokens_3, self._energy_3)).tolist()
+        sequences, tokens, expected, held, held_expected, signal = sums
+        self._tokens_3.zero_()
+        self._energy_3.zero_()
         if not expected:
             return {}
         ratio = held / held_expected if held_expected else math.nan

@@ -8,10 +8,12 @@ from neftune_plugins.noise.draw import (
     add_noise_,
     channel_codes,
     expected_energy,
+    keyed,
     stream_key,
     token_keys,
     token_scales,
 )
+from neftune_plugins.noise.kernels.form import Draw
 from neftune_plugins.noise.layout import Layout, LayoutReader, read_layout
 from neftune_plugins.noise.schedule import alpha_at
 from neftune_plugins.noise.witnesses import Batch
@@ -19,6 +21,7 @@ from neftune_plugins.noise.witnesses import Batch
 __all__ = [
     "Batch",
     "CheckedReader",
+    "Draw",
     "Layout",
     "LayoutReader",
     "NoiseType",
@@ -28,6 +31,7 @@ __all__ = [
     "channel_codes",
     "check_layout",
     "expected_energy",
+    "keyed",
     "read_layout",
     "stream_key",
     "token_keys",

@@ -9,12 +9,13 @@ Shape suffixes: B rows of the batch, L tokens of a row, N tokens in any arrangem
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from neftune_plugins.noise.kernels import kernel_for
-from neftune_plugins.noise.kernels.form import KernelDraw
+from neftune_plugins.noise.kernels import has_memory, is_capturing, kernel_for, key_for
+from neftune_plugins.noise.kernels.form import Arranged, Draw, KernelDraw
 from neftune_plugins.noise.layout import Layout, total_per_example
 
 
@@ -33,8 +34,11 @@ _CHANNEL_2 = 0xD35A2D97
 
 # Number of elements that one CPU thread noises at once: the temporary tensors must fit into its cache.
 _CHUNK_PER_THREAD = 1 << 16
-# The same for an accelerator, where only the memory of the temporary tensors matters.
-_CHUNK_ON_ACCELERATOR = 1 << 24
+# The least for an accelerator, where only the memory of the temporary tensors matters.
+_CHUNK_ON_ACCELERATOR = 1 << 17
+# There, the temporary tensors of one element (12 bytes, of the float64 of gaussian noise) may take up to a quarter of
+# this many bytes of x.
+_SCRATCH = 52
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,34 @@ def token_scales(layout: Layout, dim: int, alpha: Tensor | float, *, padded_leng
     return torch.where(layout.real_BL, scale_BL, 0.0)
 
 
+def keyed(input_ids_BL: Tensor, layout: Layout, draw: Draw) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Compute `token_keys` and `token_scales`. If `draw.energy` is given, also the numbers of sequences and of tokens
+    and the expected energy of the noise, float32 (3,). A kernel does it in one pass over the rows, if there is one."""
+    arranged = (layout.real_BL, layout.example_BL, layout.position_BL, layout.length_BL)
+    ids_BL = input_ids_BL.to(torch.int64)
+    dtypes = tuple(tensor.dtype for tensor in arranged)
+    found = None
+    if dtypes == _LAYOUT and all(tensor.shape == ids_BL.shape for tensor in arranged):
+        key = key_for(ids_BL, *arranged, draw.step, draw.alpha, plain=plainly_keyed)
+        found = None if key is None else key(ids_BL, arranged, draw)
+    return found or plainly_keyed(ids_BL, arranged, draw)
+
+
+_LAYOUT = (torch.bool, torch.int64, torch.int64, torch.int64)
+
+
+def plainly_keyed(ids_BL: Tensor, arranged: Arranged, draw: Draw) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The plain path of `kernels.Key`."""
+    layout = Layout(*arranged)
+    keys_BL = token_keys(ids_BL, layout, draw.key, draw.step)
+    scales_BL = token_scales(layout, draw.dim, draw.alpha, padded_length=draw.padded_length)
+    if draw.energy is None:
+        return keys_BL, scales_BL, None
+    sequences = (layout.real_BL & (layout.position_BL == 0)).sum()
+    expected = scales_BL.square().sum() * draw.energy
+    return keys_BL, scales_BL, torch.stack((sequences, layout.real_BL.sum(), expected))
+
+
 def channel_codes(channel_D: Tensor) -> Tensor:
     """Compute the code of each channel in the draw: int32 (D,) from the channel numbers, int32 (D,).
 
@@ -143,6 +175,13 @@ def noise(keys_N: Tensor, scales_N: Tensor, dim: int, noise_type: NoiseType) -> 
 
 def _all_codes(dim: int, device: torch.device) -> Tensor:
     return channel_codes(torch.arange(dim, dtype=torch.int32, device=device))
+
+
+@lru_cache(maxsize=16)
+def _kept_codes(dim: int, device: torch.device) -> Tensor:
+    """`_all_codes`, the same tensor for all calls of eager mode."""
+    with torch.inference_mode(False):
+        return _all_codes(dim, device)
 
 
 def _noise(keys_N: Tensor, unit_scales_N: Tensor, code_D: Tensor, noise_type: NoiseType) -> Tensor:
@@ -186,47 +225,59 @@ def add_noise_(
     must be contiguous. The other arguments are those of `add_noise`.
     """
     if code_D is None:
-        code_D = _all_codes(x_ND.shape[-1], x_ND.device)
+        # What is made while a CUDA graph is captured belongs to the graph.
+        is_kept = has_memory(x_ND) and not is_capturing(x_ND.device)
+        code_D = (_kept_codes if is_kept else _all_codes)(x_ND.shape[-1], x_ND.device)
 
-    def plain(x_ND: Tensor, keys_N: Tensor, unit_scales_N: Tensor, code_D: Tensor, measures: bool) -> Tensor | None:
-        return _add_in_chunks(x_ND, keys_N, unit_scales_N, code_D, noise_type, measures)
+    def plain(x_ND: Tensor, keys_N: Tensor, scales_N: Tensor, code_D: Tensor, measures: bool) -> Tensor | None:
+        return _add_in_chunks(x_ND, keys_N, scales_N, code_D, noise_type, measures)
 
-    add = kernel_for(x_ND, noise_type.name, noise_type.kernel, plain) or plain
-    energy_2 = add(x_ND, keys_N, scales_N * noise_type.unit, code_D, energy_3 is not None)
-    if energy_3 is not None and energy_2 is not None:
-        expected = expected_energy(scales_N, x_ND.shape[-1], noise_type)
-        energy_3 += torch.stack((energy_2[0], expected, energy_2[1]))
+    add = kernel_for(x_ND, noise_type.name, noise_type.kernel, noise_type.unit, noise_type.rms**2, plain) or plain
+    found_3 = add(x_ND, keys_N, scales_N, code_D, energy_3 is not None)
+    if energy_3 is not None and found_3 is not None:
+        energy_3 += found_3
     return x_ND
 
 
 def _add_in_chunks(
-    x_ND: Tensor, keys_N: Tensor, unit_scales_N: Tensor, code_D: Tensor, noise_type: NoiseType, measures: bool
+    x_ND: Tensor, keys_N: Tensor, scales_N: Tensor, code_D: Tensor, noise_type: NoiseType, measures: bool
 ) -> Tensor | None:
     """The plain path of `kernels.Add`."""
-    elements = _CHUNK_PER_THREAD * torch.get_num_threads() if x_ND.device.type == "cpu" else _CHUNK_ON_ACCELERATOR
-    chunk = max(1, elements // x_ND.shape[-1])
-    energy_2 = torch.zeros(2, device=x_ND.device) if measures else None
+    chunk = max(1, _elements_of_chunk(x_ND) // x_ND.shape[-1])
+    norm_2N = torch.empty(2, len(x_ND), device=x_ND.device) if measures else None
+    unit_scales_N = scales_N if noise_type.unit == 1 else scales_N * noise_type.unit
     for first in range(0, x_ND.shape[0], chunk):
         rows = slice(first, first + chunk)
         noise_ND = _noise(keys_N[rows], unit_scales_N[rows], code_D, noise_type)
-        if energy_2 is not None:
-            energy_2 += _energy(noise_ND, x_ND[rows], unit_scales_N[rows])
-        x_ND[rows] += noise_ND
-    return energy_2
+        if norm_2N is not None:
+            norm_2N[0, rows], norm_2N[1, rows] = _norms(noise_ND, x_ND[rows])
+        x_ND[rows].add_(noise_ND)
+        del noise_ND  # before the next is drawn
+    return None if norm_2N is None else _energy(norm_2N[0], norm_2N[1], scales_N, x_ND.shape[-1], noise_type)
+
+
+def _elements_of_chunk(x_ND: Tensor) -> int:
+    if x_ND.device.type == "cpu":
+        return _CHUNK_PER_THREAD * torch.get_num_threads()
+    return max(_CHUNK_ON_ACCELERATOR, x_ND.nbytes // _SCRATCH)
 
 
 def energy(noise_ND: Tensor, x_ND: Tensor, scales_N: Tensor, noise_type: NoiseType) -> Tensor:
     """Sums of squares: of the noise, of what it is on average, and of the x that have noise. Returns float32 (3,)."""
-    noise, x = _energy(noise_ND, x_ND, scales_N)
-    return torch.stack((noise, expected_energy(scales_N, x_ND.shape[-1], noise_type), x))
+    return _energy(*_norms(noise_ND, x_ND), scales_N, x_ND.shape[-1], noise_type)
 
 
-def _energy(noise_ND: Tensor, x_ND: Tensor, scales_N: Tensor) -> Tensor:
-    """Sums of squares of the noise and of the x that have noise. Returns float32 (2,)."""
-    # Token by token, which a compiler does in the loop that makes the noise.
-    noise_N = torch.linalg.vector_norm(noise_ND, dim=-1).square()
-    x_N = torch.linalg.vector_norm(x_ND, dim=-1, dtype=_at_least_float32(x_ND.dtype)).square().to(torch.float32)
-    return torch.stack((noise_N.sum(), torch.where(scales_N > 0, x_N, 0.0).sum()))
+def _norms(noise_ND: Tensor, x_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """Token by token, which a compiler does in the loop that makes the noise."""
+    x_N = torch.linalg.vector_norm(x_ND, dim=-1, dtype=_at_least_float32(x_ND.dtype))
+    return torch.linalg.vector_norm(noise_ND, dim=-1), x_N
+
+
+def _energy(noise_N: Tensor, x_N: Tensor, scales_N: Tensor, dim: int, noise_type: NoiseType) -> Tensor:
+    """`energy` from the norms."""
+    expected = expected_energy(scales_N, dim, noise_type)
+    signal = torch.where(scales_N > 0, x_N.square().to(torch.float32), 0.0).sum()
+    return torch.stack((noise_N.square().sum(), expected, signal))
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:

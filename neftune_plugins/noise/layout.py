@@ -10,6 +10,8 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from neftune_plugins.noise.kernels import arrange_for
+from neftune_plugins.noise.kernels.form import Arrange, Arranged, ByIds
 from neftune_plugins.noise.witnesses import Batch, Before, Witness, witnesses_of
 
 LayoutReader = Callable[[Batch], "Layout | None"]
@@ -39,14 +41,34 @@ class Layout:
     def from_starts(real_BL: Tensor, start_BL: Tensor | None) -> "Layout":
         """The layout where `start_BL` (bool) marks the tokens that open an example; a row's first real token always
         does, and padding never does. None: each row is one example."""
-        example_BL, position_BL = _numbered(real_BL, start_BL)
-        return Layout(real_BL, example_BL, position_BL, total_per_example(real_BL.to(torch.int64), example_BL))
+        return _arranged(real_BL, start_BL, None)
 
 
 def total_per_example(value_BL: Tensor, example_BL: Tensor) -> Tensor:
     """At each token the sum (int64, mod 2^64) of `value_BL` over all tokens of its example."""
     total_BL = value_BL.new_zeros(value_BL.shape[0], value_BL.shape[1] + 1)
     return total_BL.scatter_add(1, example_BL, value_BL).gather(1, example_BL)
+
+
+def _arranged(real_BL: Tensor, start_BL: Tensor | None, by_ids: ByIds | None) -> Layout:
+    """The layout, by a kernel if there is one for these tensors."""
+    arrange: Arrange = plainly_arranged
+    others = (start_BL,) if by_ids is None else (start_BL, by_ids.ids_BL, by_ids.untrained_BL)
+    tables = [real_BL, *(other for other in others if other is not None)]
+    if real_BL.dtype == torch.bool and real_BL.dim() == 2 and all(other.shape == real_BL.shape for other in tables):
+        arrange = arrange_for(*tables, plain=plainly_arranged) or plainly_arranged
+    return Layout(*arrange(real_BL, start_BL, by_ids))
+
+
+def plainly_arranged(real_BL: Tensor, start_BL: Tensor | None, by_ids: ByIds | None) -> Arranged:
+    """The plain path of `kernels.Arrange`."""
+    if by_ids is None:
+        example_BL, position_BL = _numbered(real_BL, start_BL)
+        return real_BL, example_BL, position_BL, total_per_example(real_BL.to(torch.int64), example_BL)
+    if by_ids.tails:
+        tail_BL = _tails(by_ids, real_BL, start_BL)
+        real_BL = real_BL if tail_BL is None else real_BL & ~tail_BL
+    return _without_padding_alone(real_BL, start_BL, by_ids.ids_BL != by_ids.pad)
 
 
 def _numbered(real_BL: Tensor, start_BL: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -94,68 +116,79 @@ def read(batch: Batch) -> Reading:
     before = Before(real_BL) if witnesses else None
     starts = [] if before is None else [witness.starts(before) for witness in witnesses]
     start_BL = _any_of([start_BL for start_BL in starts if start_BL is not None])
-    pad_token_id = batch.get("pad_token_id")
+    return Reading(witnesses, before, starts, _arranged(real_BL, start_BL, _by_ids(batch, witnesses)))
+
+
+def _by_ids(batch: Batch, witnesses: Sequence[Witness]) -> ByIds | None:
+    """How far the ids of the batch have a say in what is padding; None if the padding id is not known."""
+    pad_token_id, input_ids_BL = batch.get("pad_token_id"), batch["input_ids"]
     if pad_token_id is None:
-        return Reading(witnesses, before, starts, Layout.from_starts(real_BL, start_BL))
-    if batch.get("attention_mask") is None:
-        tail_BL = _tails(batch, witnesses, real_BL, start_BL)
-        real_BL = real_BL if tail_BL is None else real_BL & ~tail_BL
-    layout = _without_padding_alone(real_BL, start_BL, batch["input_ids"] != pad_token_id)
-    return Reading(witnesses, before, starts, layout)
+        return None
+    ids_BL = input_ids_BL.to(torch.int64)
+    if batch.get("attention_mask") is not None:
+        return ByIds(ids_BL, pad_token_id)
+    # Other arguments than positions make padding a separate example.
+    is_told = any(witness.name != "position_ids" for witness in witnesses)
+    # Cutters of sequences fill up with id 0, whatever the model pads with.
+    zeros = bool(witnesses) and pad_token_id != 0
+    return ByIds(
+        ids_BL,
+        pad_token_id,
+        tails=1 if is_told else 2,
+        zeros=zeros,
+        untrained_BL=_untrained(batch, ids_BL) if zeros else None,
+        ends=pad_token_id in batch.get("eos_token_ids", ()),
+    )
 
 
-def _without_padding_alone(real_BL: Tensor, start_BL: Tensor | None, word_BL: Tensor) -> Layout:
+def _without_padding_alone(real_BL: Tensor, start_BL: Tensor | None, word_BL: Tensor) -> Arranged:
     """The layout in which examples that have no word are padding. (They fill up packed rows without a mask.)"""
     example_BL, position_BL = _numbered(real_BL, start_BL)
     count_BL = torch.where(word_BL, _WORD + 1, 1) * real_BL
     total_BL = total_per_example(count_BL, example_BL)
-    return Layout(real_BL & (total_BL >= _WORD), example_BL, position_BL, total_BL & (_WORD - 1))
+    return real_BL & (total_BL >= _WORD), example_BL, position_BL, total_BL & (_WORD - 1)
 
 
-def _tails(batch: Batch, witnesses: Sequence[Witness], real_BL: Tensor, start_BL: Tensor | None) -> Tensor | None:
+def _tails(by_ids: ByIds, real_BL: Tensor, start_BL: Tensor | None) -> Tensor | None:
     """Padding at the ends of the rows of a batch without a mask, which its ids tell."""
-    pad_token_id = batch["pad_token_id"]
-    pad_BL = batch["input_ids"] == pad_token_id
-    filler_BL = _fillers(batch, pad_BL) if witnesses else pad_BL
-    tail_BL = ~(~(filler_BL & real_BL)).flip(-1).cummax(-1).values.flip(-1)
+    pad_BL = by_ids.ids_BL == by_ids.pad
+    tail_BL = ~(~(_fillers(by_ids, pad_BL) & real_BL)).flip(-1).cummax(-1).values.flip(-1)
     alone_BL = None
     if start_BL is not None:  # examples that have nothing else; a row that has nothing else is one
         is_all_B1 = ~(real_BL & ~tail_BL).any(-1, keepdim=True)
         alone_BL = tail_BL & ((tail_BL & start_BL).cummax(-1).values | is_all_B1)
-    if any(witness.name != "position_ids" for witness in witnesses):  # these make padding an example of its own
+    if by_ids.tails == 1:
         return alone_BL
-    if pad_token_id in batch.get("eos_token_ids", ()):  # the end of the text
+    if by_ids.ends:
         before_BL = torch.nn.functional.pad(tail_BL, (1, 0))[:, :-1]
         tail_BL = tail_BL & (before_BL | ~pad_BL)
     return tail_BL if alone_BL is None else torch.where(alone_BL.any(-1, keepdim=True), alone_BL, tail_BL)
 
 
-def _fillers(batch: Batch, pad_BL: Tensor) -> Tensor:
-    """Tokens that are padding if nothing else comes behind them in a row with positions: the padding id and id 0, which
-    cutters of sequences fill up with, whatever the model pads with."""
-    if batch["pad_token_id"] == 0:
+def _fillers(by_ids: ByIds, pad_BL: Tensor) -> Tensor:
+    """Tokens that are padding if nothing else comes behind them in a row."""
+    if not by_ids.zeros:
         return pad_BL
-    zero_BL = batch["input_ids"] == 0
-    word_BL = _trained_zeros(batch, zero_BL)
-    if word_BL is not None:
-        zero_BL = zero_BL & ~word_BL
+    zero_BL = by_ids.ids_BL == 0
+    if by_ids.untrained_BL is not None:
+        zero_BL = zero_BL & by_ids.untrained_BL  # what is trained on is a word
     return torch.logical_or(pad_BL, zero_BL)
 
 
-def _trained_zeros(batch: Batch, zero_BL: Tensor) -> Tensor | None:
-    """Which of the ids 0 are trained on, so that they are words; None if nothing says it. Labels that are narrower
+def _untrained(batch: Batch, ids_BL: Tensor) -> Tensor | None:
+    """Where an id 0 is not trained on, so that it may be padding; None if nothing says it. Labels that are narrower
     than the ids belong to the columns that `logits_to_keep` names: the last ones, or those after each kept logit."""
     labels, kept = batch.get("labels"), batch.get("logits_to_keep")
-    if not isinstance(labels, Tensor) or labels.dim() != 2 or len(labels) != len(zero_BL):
+    if not isinstance(labels, Tensor) or labels.dim() != 2 or len(labels) != len(ids_BL):
         return None
-    width = zero_BL.shape[1]
+    width = ids_BL.shape[1]
     missing = width - labels.shape[1]
     if missing == 0:
-        return zero_BL & (labels == 0)
+        return torch.ne(labels, 0)
     if missing > 0 and isinstance(kept, int) and kept == labels.shape[1]:
-        return zero_BL & torch.nn.functional.pad(labels == 0, (missing, 0), value=False)
+        return torch.nn.functional.pad(torch.ne(labels, 0), (missing, 0), value=True)
     if missing > 0 and isinstance(kept, Tensor) and kept.dtype == torch.bool and kept.shape == (width,):
-        return zero_BL & torch.nn.functional.pad(kept[:-1], (1, 0), value=False)
+        return torch.nn.functional.pad(~kept[:-1], (1, 0), value=True).expand_as(ids_BL).contiguous()
     return None
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from neftune_plugins.errors import NoiseNotAppliedError
+from neftune_plugins.noise.kernels import before_for, has_memory
 
 Batch = Mapping[str, Any]
 """The arguments of a model's forward by name, and
@@ -41,13 +42,13 @@ class Before:
     """The last real token before each token; before a row's first real token, the row's first column.
 
     column_BL: where it stands.
+    seen_BL: what a mask of pairs of tokens says that each token sees of it, once that is known.
     """
 
     def __init__(self, real_BL: Tensor) -> None:
         self.real_BL = real_BL
-        index_L = torch.arange(real_BL.shape[1], device=real_BL.device)
-        last_BL = torch.where(real_BL, index_L, 0).cummax(-1).values
-        self.column_BL = torch.nn.functional.pad(last_BL, (1, 0))[:, :-1]
+        self.seen_BL: Tensor | None = None
+        self.column_BL = (before_for(real_BL, plain=plainly_before) or plainly_before)(real_BL)
 
     def __call__(self, value_BL: Tensor) -> Tensor:
         """`value_BL` there."""
@@ -56,6 +57,13 @@ class Before:
     def first(self, value_BL: Tensor) -> Tensor:
         """`value_BL` of each row's first real token, (B, 1)."""
         return value_BL.gather(1, first_real(self.real_BL))
+
+
+def plainly_before(real_BL: Tensor) -> Tensor:
+    """The plain path of `kernels.Before`."""
+    index_L = torch.arange(real_BL.shape[1], device=real_BL.device)
+    last_BL = torch.where(real_BL, index_L, 0).cummax(-1).values
+    return torch.nn.functional.pad(last_BL, (1, 0))[:, :-1]
 
 
 def first_real(real_BL: Tensor) -> Tensor:
@@ -136,7 +144,23 @@ class PairMask(Witness):
         return self.value_BHLL[:, 0].expand(self.real_BL.shape[0], -1, -1)
 
     def _seen_before(self, before: Before) -> Tensor:
-        return self._first_head().gather(2, before.column_BL[:, :, None])[:, :, 0]
+        if before.seen_BL is None:
+            seen_BL = self._diagonal_below(before)
+            if seen_BL is None:
+                seen_BL = self._first_head().gather(2, before.column_BL[:, :, None])[:, :, 0]
+            before.seen_BL = seen_BL
+        return before.seen_BL
+
+    def _diagonal_below(self, before: Before) -> Tensor | None:
+        """What each token sees of the one before it, if no real token has padding before it. On a CPU alone, because it
+        depends on values; each line of a wide mask is in another page of memory, and this one is still in its cache."""
+        real_BL, width = self.real_BL, self.real_BL.shape[1]
+        if real_BL.device.type != "cpu" or not has_memory(real_BL) or width < 2:
+            return None
+        if not before.real_BL[:, :-1].ge(before.real_BL[:, 1:]).all().tolist():
+            return None
+        below_BL = self.value_BHLL[:, 0].diagonal(-1, dim1=1, dim2=2).expand(len(real_BL), -1)
+        return torch.cat((self.own_BHL[:, 0, :1].expand(len(real_BL), -1), below_BL), 1)
 
     def starts(self, before: Before) -> Tensor | None:
         # What was hidden from the token after it is right for sliding windows and bidirectional masks too.
@@ -154,7 +178,8 @@ class PairMask(Witness):
         """Where a token that should open an example sees what comes before it."""
         branches_BL = torch.zeros_like(start_BL)
         column_L = torch.arange(start_BL.shape[1], device=start_BL.device)
-        for token_N2 in torch.split((self.real_BL & start_BL).nonzero(), _CHUNK):
+        token_T2 = (self.real_BL & start_BL).nonzero()
+        for token_N2 in torch.split(token_T2, _CHUNK) if len(token_T2) else ():
             row_N, column_N = token_N2.unbind(-1)
             seen_NL = self._first_head()[row_N, column_N] > self.threshold
             is_earlier_NL = self.real_BL[row_N] & (column_L < column_N[:, None])

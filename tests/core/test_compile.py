@@ -58,6 +58,30 @@ def test_steps_that_are_counted_do_not_compile_again():
         assert graphs() == first
 
 
+def test_what_changes_with_the_steps_stays_where_it_is_so_that_cuda_graphs_can_be_made():
+    """There is a CUDA graph of code that writes to tensors only if their addresses are known to stay."""
+    ids, mask = padded(examples([5, 12]))
+    model, graphs_seen = ToyModel().train(), []
+
+    def backend(graph, inputs):
+        graphs_seen.append(graph.graph)
+        return graph
+
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    with install(model, NoiseConfig(alpha=5.0)) as handle:
+        for handle.step in range(4):
+            compiled(input_ids=ids, attention_mask=mask).sum().backward()
+            handle.metrics()
+    [graph] = graphs_seen
+    inputs = {
+        (tuple(node.meta["example_value"].shape), node.meta["example_value"].dtype): node.meta["tensor_dict"]
+        for node in graph.nodes
+        if node.op == "placeholder"
+    }
+    for state in ((), torch.int64), ((), torch.float32), ((3,), torch.float32):
+        assert inputs[state].get("_dynamo_static_input_type"), state
+
+
 def test_noise_comes_and_goes_in_a_model_that_was_compiled_before():
     ids, mask = padded(examples([5, 12]))
     model = ToyModel().train()

@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from neftune_plugins.noise import NoiseType, add_noise_, kernels
-from neftune_plugins.noise.kernels import build, loop
+from neftune_plugins.noise import Draw, Layout, NoiseType, add_noise_, kernels, keyed, read_layout
+from neftune_plugins.noise.draw import plainly_keyed
+from neftune_plugins.noise.kernels import build, loop, trials
+from neftune_plugins.noise.layout import plainly_arranged
+from neftune_plugins.noise.witnesses import plainly_before
 from neftune_plugins.plugins import noise_types
 from tests.support.documentation import ROOT
 
@@ -28,9 +31,13 @@ def forgotten(monkeypatch, tmp_path):
     """Each test chooses anew, with a cache of its own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(kernels, "_choices", {})
-    loop.c_loop.cache_clear()
+    monkeypatch.setattr(kernels, "_warned", set())
+    made = (loop.c_loop, loop.before, loop.arrange, loop.key)
+    for function in made:
+        function.cache_clear()
     yield
-    loop.c_loop.cache_clear()
+    for function in made:
+        function.cache_clear()
 
 
 def batch(dim: int, dtype: torch.dtype, rows: int = 9) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -103,6 +110,88 @@ def test_what_the_loop_does_not_take_goes_the_plain_way():
     assert kernels.chosen() == {}
 
 
+CPU = torch.device("cpu")
+
+
+@needs_compiler
+def test_the_c_loops_for_tokens_have_the_bits_of_the_plain_path(monkeypatch):
+    for widths in ((1, 7, 60, 2100), range(2, 30)):
+        monkeypatch.setattr(trials, "WIDTHS", widths)
+        assert trials.of_before(loop.before(), plainly_before, CPU) == ""
+        assert trials.of_arrange(loop.arrange(), plainly_arranged, CPU) == ""
+        assert trials.of_key(loop.key(), plainly_keyed, CPU) == ""
+
+
+def test_the_trials_find_each_wrong_tensor():
+    def changed(plain, number):
+        def function(*args):
+            made = list(plain(*args))
+            made[number] = ~made[number] if made[number].dtype == torch.bool else made[number] + 1
+            return tuple(made)
+
+        return function
+
+    assert trials.of_before(lambda real: plainly_before(real) + 1, plainly_before, CPU)
+    assert all(trials.of_arrange(changed(plainly_arranged, number), plainly_arranged, CPU) for number in range(4))
+    assert all(trials.of_key(changed(plainly_keyed, number), plainly_keyed, CPU) for number in range(3))
+
+
+def _draw(**changes) -> Draw:
+    return Draw(7, torch.tensor(3), torch.tensor(5.0), 64, **changes)
+
+
+@needs_compiler
+def test_a_forward_has_the_same_layout_keys_and_scales_with_and_without_the_c_loops(monkeypatch):
+    ids = torch.tensor([[5, 6, 2, 7, 8, 9, 2, 2], [4, 2, 2, 2, 2, 2, 2, 2]])
+    batch = {"input_ids": ids, "position_ids": torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4], [*range(8)]]), "pad_token_id": 2}
+    found = []
+    for switch in ("1", "0"):
+        monkeypatch.setenv(kernels.VARIABLE, switch)
+        layout = read_layout(batch)
+        found.append((layout.real_BL, *keyed(ids, layout, _draw(energy=2.0))))
+    assert {name for _, name, _ in kernels.chosen()} == {"before", "arrange", "key"}
+    assert {choice.path for choice in kernels.chosen().values()} == {"C loop"}
+    (real, keys, scales, sums), (want_real, want_keys, want_scales, want_sums) = found
+    assert torch.equal(real, want_real) and real.sum() == 7
+    assert torch.equal(keys[real], want_keys[real]) and torch.equal(scales, want_scales)
+    torch.testing.assert_close(sums, want_sums, rtol=1e-6, atol=0)
+
+
+@needs_compiler
+@pytest.mark.parametrize("number", [-1, 9])
+def test_the_number_of_an_example_outside_of_its_row_is_an_error_and_nothing_is_overwritten(number):
+    ids = torch.ones(2, 8, dtype=torch.int64)
+    example = ids.clone()
+    example[1, 3] = number
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+        keyed(ids, Layout(ids.bool(), example, ids * 0, ids * 8), _draw())
+
+
+@needs_compiler
+def test_tensors_without_memory_of_their_own_go_the_plain_way():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    ids = torch.tensor([[5, 6, 2, 2]])
+
+    def lengths(input_ids):
+        layout = read_layout({"input_ids": input_ids, "pad_token_id": 2})
+        return layout.length_BL * layout.real_BL
+
+    want = lengths(ids)
+    kernels._choices.clear()
+    assert lengths(ids.to("meta")).device.type == "meta"
+    with FakeTensorMode() as mode:
+        assert lengths(mode.from_tensor(ids)).shape == (1, 4)
+    assert torch.equal(torch.func.vmap(lengths)(ids[:, None])[:, 0], want)
+    assert kernels.chosen() == {}
+
+
+def test_nothing_is_compared_while_a_cuda_graph_is_captured(monkeypatch):
+    monkeypatch.setattr(kernels, "is_capturing", lambda device: True)
+    add_noise_(torch.zeros(4, 8), torch.arange(4), torch.ones(4), noise_types()["uniform"])
+    assert kernels.chosen() == {}
+
+
 FAULTS = {
     "no compiler": (lambda patch, tmp: patch.setattr(shutil, "which", lambda name: None), "no C compiler"),
     "the compiler fails": (lambda patch, tmp: patch.setenv("CC", "false"), "false failed"),
@@ -135,8 +224,11 @@ def test_a_fault_is_one_warning_and_the_plain_path(fault, monkeypatch, tmp_path,
         assert torch.equal(add_noise_(x.clone(), keys, scales, noise_type), want)
     [choice] = kernels.chosen().values()
     assert choice.path == "plain" and re.search(reason, choice.reason), choice.reason
-    [record] = caplog.records
-    assert choice.reason in record.getMessage()
+    keyed(torch.ones(1, 3, dtype=torch.int64), read_layout({"input_ids": torch.ones(1, 3, dtype=torch.int64)}), _draw())
+    # One warning for each reason.
+    records = [record.getMessage() for record in caplog.records]
+    reasons = {choice.reason for choice in kernels.chosen().values() if choice.path == "plain"}
+    assert len(records) == len(reasons) and all(any(reason in record for record in records) for reason in reasons)
 
 
 @needs_compiler
@@ -164,7 +256,7 @@ def test_the_library_is_built_once_into_a_folder_of_the_user_alone(tmp_path):
     assert re.fullmatch(r"draw-[0-9a-f]{32}\.so", file.name)
     assert folder.stat().st_mode & 0o077 == 0
     built = file.stat().st_mtime_ns
-    build.library(noise_types()["uniform"].kernel.c)
+    build.library("draw", f"DRAW(bits)=({noise_types()['uniform'].kernel.c})")
     assert file.stat().st_mtime_ns == built and isinstance(ctypes.CDLL(str(file)), ctypes.CDLL)
 
 
@@ -189,15 +281,15 @@ from tests.core.test_kernels import batch
 different, sums = [], 0.0
 for name in {WITH_KERNEL}:
     kind = noise_types()[name]
-    add = triton_kernel(kind.kernel)
+    add = triton_kernel(kind.kernel, kind.unit, kind.rms**2)
     for dtype in DTYPES:
         for dim in {DIMS}:
             x, keys, scales = batch(dim, dtype, rows=3)
             one, other, codes = x.clone(), x.clone(), _all_codes(dim, x.device)
-            found = add(one, keys, scales * kind.unit, codes, True)
-            want = _add_in_chunks(other, keys, scales * kind.unit, codes, kind, True)
+            found = add(one, keys, scales, codes, True)
+            want = _add_in_chunks(other, keys, scales, codes, kind, True)
             sums = max(sums, float(((found - want) / want).abs().max()))
-            add(x, keys, scales * kind.unit, codes, False)
+            add(x, keys, scales, codes, False)
             if not (torch.equal(one, other) and torch.equal(x, other)):
                 different.append(f"{{name}} {{dtype}} {{dim}}")
 print(json.dumps({{"different": different, "sums": sums}}))
@@ -207,35 +299,74 @@ print(json.dumps({{"different": different, "sums": sums}}))
     assert found["sums"] < 1e-4
 
 
+def test_the_triton_kernels_for_tokens_have_the_bits_of_the_plain_path_in_the_interpreter():
+    """With small blocks, because each element of a scan is Python there."""
+    script = """
+import json, torch
+from neftune_plugins.noise.draw import plainly_keyed
+from neftune_plugins.noise.kernels import scans, trials
+from neftune_plugins.noise.layout import plainly_arranged
+from neftune_plugins.noise.witnesses import plainly_before
+scans.BLOCK, trials.WIDTHS, cpu = 8, (1, 20), torch.device("cpu")
+print(json.dumps([
+    trials.of_before(scans.before(), plainly_before, cpu),
+    trials.of_arrange(scans.arrange(), plainly_arranged, cpu),
+    trials.of_key(scans.key(), plainly_keyed, cpu),
+]))
+"""
+    assert _run(script, TRITON_INTERPRET="1", OMP_NUM_THREADS="1") == ["", "", ""]
+
+
 WIDE = r"mul\.(?:wide|lo)\.s64|mad\.lo\.s64|mul\.wide|v_mad_[iu]64|s_mul_hi|v_mul_hi|s_mul_u64"  # products of 64 bits
 TARGETS = ["sm_80", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950"]
 
 
-def test_the_triton_kernel_builds_for_every_target_with_one_rounding_an_operation():
+# Of the kernels' arguments, those that are not *i64.
+TYPES = {
+    **dict.fromkeys(["real_ptr", "start_ptr", "untrained_ptr", "is_real_ptr"], "*i8"),
+    **dict.fromkeys(["scales_ptr", "alpha_ptr", "sums_ptr"], "*fp32"),
+    **dict.fromkeys(["cut_ptr", "words_ptr", "codes_ptr"], "*i32"),
+    **dict.fromkeys(["unit", "expected", "energy"], "fp32"),
+    **dict.fromkeys("width dim tokens pad starts tails zeros labels ends has_ids cuts".split(), "i32"),  # noqa: SIM905
+    "stream": "i64",
+}
+
+
+def test_the_triton_kernels_build_for_every_target_with_one_rounding_an_operation():
     """Without a GPU: no product is fused with a sum, nothing is spilled to memory, and offsets have 64 bits."""
     script = f"""
 import json, re, triton
-from tests.core.test_kernels import WIDE
+from tests.core.test_kernels import TYPES, WIDE
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from neftune_plugins.noise.kernels import accelerator
+from neftune_plugins.noise.kernels import accelerator, scans
+draw = {{"DRAW": accelerator.uniform, "BLOCK": accelerator.BLOCK}}
+block = {{"BLOCK": scans.BLOCK}}
+jobs = [
+    ("bf16", accelerator.add_noise_kernel, draw | {{"MEASURES": False}}),
+    ("fp32", accelerator.add_noise_kernel, draw | {{"MEASURES": True}}),
+    ("before", scans.before_kernel, block),
+    ("cut", scans.cut_kernel, block),
+    ("arrange", scans.arrange_kernel, block),
+    ("hash", scans.hash_kernel, block),
+    ("key", scans.key_kernel, block | {{"PADDED": False, "MEASURES": True}}),
+]
 found = {{}}
-names = ["x_ptr", "keys_ptr", "scales_ptr", "codes_ptr", "sums_ptr", "dim"]
 for name in {TARGETS}:
     kind = ("cuda", int(name[3:]), 32) if name.startswith("sm") else ("hip", name, 64)
-    for element in ("bf16", "fp32"):
-        types = dict(zip(names, ["*" + element, "*i64", "*fp32", "*i32", "*fp32", "i32"]))
-        constants = {{"DRAW": accelerator.uniform, "MEASURES": element == "fp32", "BLOCK": accelerator.BLOCK}}
+    for about, kernel, constants in jobs:
+        types = TYPES | {{"x_ptr": "*" + about}}
+        types = {{name: types.get(name, "*i64") for name in kernel.arg_names if name not in constants}}
         source = ASTSource(
-            fn=accelerator.add_noise_kernel,
+            fn=kernel,
             signature=types | dict.fromkeys(constants, "constexpr"),
             constexprs=constants,
-            attrs={{(i,): [["tt.divisibility", 16]] for i in range(6)}},
+            attrs={{(i,): [["tt.divisibility", 16]] for i, kind_ in enumerate(types.values()) if kind_[0] == "*"}},
         )
         options = {{"num_warps": accelerator.WARPS, "enable_fp_fusion": False}}
         built = triton.compile(source, target=GPUTarget(*kind), options=options)
         code = built.asm.get("ptx") or built.asm["amdgcn"]
-        found[f"{{name}} {{element}}"] = {{
+        found[f"{{name}} {{about}}"] = {{
             "fused": len(re.findall(r"\\bfma|v_fma|v_pk_fma|v_fmac", code)),
             "spilled": sum(map(int, re.findall(r"spill_count: +(\\d+)", code))) + code.count(".local "),
             "wide": len(re.findall(WIDE, code)),
@@ -243,7 +374,9 @@ for name in {TARGETS}:
 print(json.dumps(found))
 """
     found = _run(script, OMP_NUM_THREADS="1")
-    assert len(found) == 2 * len(TARGETS)
+    assert len(found) == 7 * len(TARGETS)
     for name, counts in found.items():
-        assert counts["fused"] == counts["spilled"] == 0, (name, counts)
+        # AMD's division of integers is made of fused products.
+        assert counts["spilled"] == 0, (name, counts)
+        assert counts["fused"] == 0 or (name.startswith("gfx") and name.endswith("key")), (name, counts)
         assert counts["wide"] > 0, (name, counts)

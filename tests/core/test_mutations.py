@@ -30,22 +30,23 @@ def batch() -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
+def drawn(change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Patch:
+    """The keys and the scales are changed."""
+    original = hooks.keyed
+
+    def keyed(*args: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        keys, scales, tokens_3 = original(*args)
+        return *change(keys, scales), tokens_3
+
+    return lambda monkeypatch: monkeypatch.setattr(hooks, "keyed", keyed)
+
+
 def scales(change: Callable[[Tensor], Tensor]) -> Patch:
-    original = hooks.token_scales
-
-    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(hooks, "token_scales", lambda *args, **options: change(original(*args, **options)))
-
-    return patch
+    return drawn(lambda keys, scales: (keys, change(scales)))
 
 
 def keys(change: Callable[[Tensor], Tensor]) -> Patch:
-    original = hooks.token_keys
-
-    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(hooks, "token_keys", lambda *args: change(original(*args)))
-
-    return patch
+    return drawn(lambda keys, scales: (change(keys), scales))
 
 
 def added(change: Callable[[Tensor, Tensor], Tensor]) -> Patch:

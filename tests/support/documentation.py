@@ -160,7 +160,7 @@ GENERATED = {
     ROOT / "docs" / "transformers.md": {"trl": example("example_configs/trl/sft.yaml")},
     ROOT / "docs" / "commands.md": {"check": checked_example},
     ROOT / "docs" / "keys.md": {"keys": keys_table, "errors": errors_table},
-    ROOT / "docs" / "performance.md": {"noise": noise.recorded},
+    ROOT / "docs" / "performance.md": {"counts": noise.recorded_counts, "noise": noise.recorded},
     ROOT / "docs" / "results.md": {"results": alpha.recorded},
     ROOT / "docs" / "proof.md": {"probed": probe.recorded},
     ROOT / "docs" / "surprises.md": {"surprises": surprises},

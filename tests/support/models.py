@@ -111,3 +111,20 @@ def padded(rows: list[list[int]], *, side: str = "right", width: int | None = No
         ids[i, columns] = torch.tensor(row)
         mask[i, columns] = 1
     return ids, mask
+
+
+def emptied(model: nn.Module, device: str) -> nn.Module:
+    """The model with new parameters and buffers of that device, shared where the old ones were. (`Module.to` cannot
+    move tensors without values.)"""
+    made: dict[int, Tensor] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in made:
+                    empty = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    made[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+                tensors[name] = made[id(tensor)]
+    return model

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import lengths, noise
+from benchmarks import counts, lengths, noise
 
 
 def test_the_tables_and_the_json_have_every_measure(tmp_path, capsys, monkeypatch):
@@ -25,6 +25,14 @@ def test_the_tables_and_the_json_have_every_measure(tmp_path, capsys, monkeypatc
     assert [row["modules"] for row in result["installation"]] == [20, 33]
     assert result["training"]["ours/none"]["median"] > 0
     assert capsys.readouterr().out == noise.tables(result) + "\n"
+
+
+def test_the_counts_know_what_an_addition_and_the_native_hook_cost():
+    for dtype, size in (("float32", 4), ("bfloat16", 2)):
+        add, native = (counts.forward(kind, dtype, "ids alone", metrics=False) for kind in ("add", "native"))
+        assert (add["bytes an element"], add["launches"]) == (2 * size, 1)
+        # Zeros, random numbers in them, and a sum in a new tensor.
+        assert (native["bytes an element"], native["launches"], native["scratch"]) == (5 * size, 3, 2)
 
 
 def test_the_noise_adds_nothing_to_the_backward():

@@ -1,4 +1,4 @@
-"""Building the C loop: once for each source, compiler and processor, into a folder that only the user can write."""
+"""Building the C loops: once for each source, compiler and processor, into a folder that only the user can write."""
 
 import ctypes
 import hashlib
@@ -16,18 +16,19 @@ _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fwrapv", "-fPIC", "-sha
 
 
 class CannotBuildError(Exception):
-    """The loop cannot be built or loaded here; the message says why."""
+    """A loop cannot be built or loaded here; the message says why."""
 
 
-def library(draw: str) -> ctypes.CDLL:
-    """The loop for the C expression `draw` of `bits`, built if it has not been. Raises CannotBuildError."""
-    source = importlib.resources.files(__package__).joinpath("draw.c").read_text(encoding="utf-8")
+def library(name: str, *definitions: str) -> ctypes.CDLL:
+    """The C file of this package with that name, with these macros, built if it has not been. Raises
+    CannotBuildError."""
+    source = importlib.resources.files(__package__).joinpath(f"{name}.c").read_text(encoding="utf-8")
     compiler = shutil.which(os.environ.get("CC") or "cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise CannotBuildError("there is no C compiler (cc, gcc, clang or $CC)")
-    flags = (*_FLAGS, f"-DDRAW(bits)=({draw})")
+    flags = (*_FLAGS, *(f"-D{definition}" for definition in definitions))
     try:
-        file = _folder() / f"draw-{_fingerprint(source, compiler, flags)}.so"
+        file = _folder() / f"{name}-{_fingerprint(source, compiler, flags)}.so"
         if not file.exists():
             _compile(source, compiler, flags, file)
         return ctypes.CDLL(str(file))
@@ -65,9 +66,9 @@ def _processor() -> str:
 
 def _compile(source: str, compiler: str, flags: tuple[str, ...], file: Path) -> None:
     with tempfile.TemporaryDirectory(dir=file.parent, prefix="build-") as folder:
-        code, built = Path(folder) / "draw.c", Path(folder) / "draw.so"
+        code, built = Path(folder) / "source.c", Path(folder) / "built.so"
         code.write_text(source, encoding="utf-8")
-        command = [compiler, *flags, "-o", str(built), str(code)]
+        command = [compiler, *flags, "-o", str(built), str(code), "-lm"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_LONGEST, errors="replace", check=False)
         if done.returncode or not built.exists():
             raise CannotBuildError(f"{compiler} failed: {' '.join(done.stderr.split())[:300] or done.returncode}")

@@ -13,10 +13,11 @@
 typedef struct {
     void *x;                /* (rows, dim) */
     const int64_t *keys;    /* (rows) */
-    const float *scales;    /* (rows), with the unit of the type; 0 on padding */
+    const float *scales;    /* (rows); 0 on padding */
     const int32_t *codes;   /* (dim) */
     int64_t first, last, dim;
-    double noise_energy, x_energy;
+    float unit; /* of the type's draw */
+    double noise_energy, scale_energy, x_energy;
     int measures;
 } Work;
 
@@ -102,6 +103,8 @@ static inline double sum_of_squares(const float *values, int64_t count) {
         for (int64_t row = work->first; row < work->last; row++) {                                                     \
             float scale = work->scales[row];                                                                           \
             if (scale == 0.0f) continue;                                                                               \
+            work->scale_energy += (double)scale * scale;                                                               \
+            scale *= work->unit;                                                                                       \
             int32_t low = (int32_t)work->keys[row], high = (int32_t)(work->keys[row] >> 32);                           \
             for (int64_t first = 0; first < work->dim; first += BLOCK) {                                               \
                 int64_t count = work->dim - first < BLOCK ? work->dim - first : BLOCK;                                 \
@@ -128,10 +131,11 @@ ROWS(float16, _Float16)
 
 enum { MOST_THREADS = 64 };
 
-/* dtype: 0 float32, 1 bfloat16, 2 float16. energy: sums of squares of the noise and of the noised x, or null.
+/* dtype: 0 float32, 1 bfloat16, 2 float16. energy: sums of squares of the noise, of the scales times `expected`, and of
+ * the noised x, or null.
  * Returns 0, or 1 where this build does not have the dtype. */
-int neftune_add(void *x, const int64_t *keys, const float *scales, const int32_t *codes, int64_t rows, int64_t dim,
-                int dtype, int threads, double *energy) {
+int neftune_add(void *x, const int64_t *keys, const float *scales, const int32_t *codes, float unit, int64_t rows,
+                int64_t dim, int dtype, int threads, double expected, float *energy) {
     void *(*run)(void *) = dtype == 0 ? rows_float32 : dtype == 1 ? rows_bfloat16 : 0;
 #ifdef __FLT16_MANT_DIG__
     if (dtype == 2) run = rows_float16;
@@ -143,7 +147,8 @@ int neftune_add(void *x, const int64_t *keys, const float *scales, const int32_t
     pthread_t started[MOST_THREADS];
     int is_started[MOST_THREADS] = {0};
     for (int i = 0; i < threads; i++) {
-        works[i] = (Work){x, keys, scales, codes, rows * i / threads, rows * (i + 1) / threads, dim, 0, 0, energy != 0};
+        works[i] = (Work){x,   keys, scales, codes, rows * i / threads, rows * (i + 1) / threads,
+                          dim, unit, 0,      0,     0,                  energy != 0};
         if (i > 0) is_started[i] = pthread_create(&started[i], 0, run, &works[i]) == 0;
     }
     run(&works[0]);
@@ -153,9 +158,12 @@ int neftune_add(void *x, const int64_t *keys, const float *scales, const int32_t
         else
             run(&works[i]);
     }
-    for (int i = 0; energy && i < threads; i++) {
-        energy[0] += works[i].noise_energy;
-        energy[1] += works[i].x_energy;
+    double sums[3] = {0};
+    for (int i = 0; i < threads; i++) {
+        sums[0] += works[i].noise_energy;
+        sums[1] += works[i].scale_energy * expected;
+        sums[2] += works[i].x_energy;
     }
+    for (int i = 0; energy && i < 3; i++) energy[i] = (float)sums[i];
     return 0;
 }
