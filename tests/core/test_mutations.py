@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from neftune_plugins import NoiseConfig, NoiseNotAppliedError, WrongNoiseError, install
-from neftune_plugins.model import hooks
+from neftune_plugins.model import hooks, structure
 from neftune_plugins.noise import Layout
 from neftune_plugins.proof import examples_of
 from tests.support.installing import untrained
@@ -170,6 +170,35 @@ def test_fault_1_a_model_in_evaluation_mode_trains_without_noise():
         model(**batch()).sum().backward()
         with pytest.raises(NoiseNotAppliedError, match="evaluation mode"):
             handle.step = 1
+
+
+def test_fault_2_a_model_whose_noise_a_second_install_took_away_is_caught():
+    model, other = Normed().train(), Normed().train()
+    other.embed_tokens = model.embed_tokens
+    with untrained(model, CONFIG) as handle, untrained(other, CONFIG):
+        handle._embedding_hooks.remove()  # as the second install did
+        handle.step = 0
+        with pytest.raises(NoiseNotAppliedError, match="a training forward pass of Normed had no noise"):
+            model(**batch())
+
+
+class Distilled(nn.Module):
+    """A student that learns from a frozen teacher, which comes first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher, self.student = Normed().requires_grad_(False), Normed()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.teacher(input_ids, attention_mask=attention_mask)
+        return self.student(input_ids, attention_mask=attention_mask)
+
+
+def test_fault_6_noise_in_the_teacher_in_place_of_the_student_is_caught(monkeypatch):
+    monkeypatch.setattr(structure, "_of_the_trained", lambda wrapper, first: first)
+    with pytest.raises(NoiseNotAppliedError, match="the model in it was called only without gradients"):
+        trained(Distilled())
 
 
 def test_fault_4_and_22_lengths_of_a_whole_row_are_caught(monkeypatch):
