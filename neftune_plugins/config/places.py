@@ -22,16 +22,16 @@ def refuse_misplaced(config: Any, owners: Collection[Place] = ((),), home: str =
     owners: the places of the mappings that the keys belong to.
     home: the same in words, such as "at the top level", for the message.
 
-    Values are not checked. A key in a wrong place is ignored if its value is null, or if the keys belong at the top
-    level and it has the same value there: YAML's anchors and merges leave such copies.
+    Values are not checked. A key in a wrong place is ignored if its value is null, or if it is in a mapping that was
+    merged into the top level, where the keys belong, and has the same value there.
     """
-    in_effect = config if set(owners) == {()} and isinstance(config, Mapping) else {}
+    merged = config if set(owners) == {()} and isinstance(config, Mapping) else {}
     for place, mapping in _mappings(config, owners):
         if place in owners:
             refuse_unknown(mapping)
             continue
         for name, value in mapping.items():
-            is_copy = name in KEYS and name in in_effect and in_effect[name] == value
+            is_copy = name in KEYS and mapping.keys() <= merged.keys() and merged[name] == value
             if value is not None and not is_copy and _asks_for_noise(name, value):
                 raise NoiseConfigError(_message(place, name, value, home))
 

@@ -14,10 +14,9 @@ from neftune_plugins.proof.measure import (
     Measurement,
     Watch,
     compiled_lookup,
-    in_clean_pass,
     measure,
 )
-from neftune_plugins.proof.route import Entry, Route, random_state
+from neftune_plugins.proof.route import Entry, Route, in_clean_pass, random_state
 
 __all__ = [
     "NOT_REPEATABLE",

@@ -5,7 +5,6 @@ Shape suffixes: B rows of the batch, L tokens of a row, D channels, C channels o
 
 import contextlib
 import math
-import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from neftune_plugins.proof.arguments import NOT_REPEATABLE, repeatable
 from neftune_plugins.proof.examples import Examples, examples_of
-from neftune_plugins.proof.route import Entry, RandomState, Route, random_state
+from neftune_plugins.proof.route import Entry, RandomState, Route, clean_pass, random_state
 
 SAMPLE = 64
 """Channels of which the values are kept; of the others their energy."""
@@ -52,6 +51,7 @@ class Difference:
     sample_BLC, clean_BLC: the difference, and what it was added to, in the first channels; `clean_BLC` has the model's
         own dtype.
     unlike: how much of the difference is not a multiple of the difference behind the lookup, as a share of its energy.
+    unused: whether there is a difference behind the lookup and none here: the consumer does not use the lookup.
     width: D.
     """
 
@@ -61,6 +61,7 @@ class Difference:
     sample_BLC: Tensor
     clean_BLC: Tensor
     unlike: Tensor
+    unused: Tensor
     width: int
 
     @staticmethod
@@ -69,13 +70,15 @@ class Difference:
         """Does not wait for the device."""
         difference = noisy.values_BLD.float() - clean.values_BLD.float()
         channels = slice(0, SAMPLE)
+        largest_BL = difference.abs().amax(-1)
         return Difference(
             noisy,
             difference.square().sum(-1),
-            difference.abs().amax(-1),
+            largest_BL,
             difference[..., channels].clone(),
             clean.values_BLD[..., channels].clone(),
             _unlike(noisy, clean, difference),
+            (noisy.looked_up_BLD != clean.looked_up_BLD).any() & ~largest_BL.any(),
             difference.shape[-1],
         )
 
@@ -310,31 +313,13 @@ def _clean(watched: Route, args: tuple[Any, ...], kwargs: Mapping[str, Any], sta
     the same, so the model may stay in its mode, and only the lookups are in evaluation."""
     route = Route(watched.model, streams=len(watched.entries), only=watched.numbers)
     inside = [module for lookup in watched.lookups for module in lookup.modules()]
-    quiet = (_same_attributes(watched.model), _without_hooks(inside), _in_evaluation(inside), _said_to_be_clean())
+    quiet = (_same_attributes(watched.model), _without_hooks(inside), _in_evaluation(inside), clean_pass())
     with random_state(state), contextlib.ExitStack() as stack:
         for one in quiet:
             stack.enter_context(one)
         route.run(args, kwargs)
     torch.clear_autocast_cache()  # it would hold weights that were cast without gradients
     return route.entries
-
-
-_local = threading.local()
-
-
-def in_clean_pass() -> bool:
-    """Whether this thread runs a model without noise, to compare. What adds noise to a model, or checks that there is
-    some, leaves that forward pass alone."""
-    return bool(getattr(_local, "clean", False))
-
-
-@contextlib.contextmanager
-def _said_to_be_clean() -> Iterator[None]:
-    _local.clean = True
-    try:
-        yield
-    finally:
-        _local.clean = False
 
 
 @contextlib.contextmanager
@@ -418,6 +403,11 @@ def _by_example(
         return Blind(
             f"between {entry.lookup} and {entry.consumer} the model does more with the embeddings than to multiply and "
             "to add, outside of modules, so what is measured there is not the noise"
+        )
+    if bool(difference.unused):
+        return Blind(
+            f"{entry.consumer}, the first module that is called after {entry.lookup} with a tensor of that shape, does "
+            "not use it (images, perhaps)"
         )
     ids_BL = entry.ids_BL
     if ids_BL is None:

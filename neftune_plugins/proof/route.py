@@ -69,8 +69,28 @@ class _Lookup:
     number: int
 
 
+_local = threading.local()
+
+
+def in_clean_pass() -> bool:
+    """Whether this thread runs a model without noise, to compare. What adds noise to a model, or checks that there is
+    some, leaves that forward pass alone."""
+    return bool(getattr(_local, "clean", False))
+
+
+@contextlib.contextmanager
+def clean_pass() -> Iterator[None]:
+    """Forward passes inside are `in_clean_pass`."""
+    before = in_clean_pass()
+    _local.clean = True
+    try:
+        yield
+    finally:
+        _local.clean = before
+
+
 class Route:
-    """Observes the calls of this thread between `start` and `stop`.
+    """Observes the calls of this thread between `start` and `stop`, but not those of other routes' clean passes.
 
     model: whose modules are named.
     streams: after how many consumers the forward pass is stopped, by an exception that `run` keeps; 0: never.
@@ -91,11 +111,13 @@ class Route:
         self._open: _Call | None = None  # the outermost call in progress that may be a lookup
         self._waiting: _Lookup | None = None
         self._thread = 0
+        self._is_clean = False
 
     def start(self, module: nn.Module | None = None, args: tuple[Any, ...] = (), kwargs: Any = None) -> None:
         """Begin. Inside of a call (in one of its hooks) give that call's module and arguments."""
         self._thread = threading.get_ident()
         self._graded = torch.is_grad_enabled()
+        self._is_clean = in_clean_pass()
         self._calls.clear()
         self._open = self._waiting = None
         if module is not None:
@@ -117,11 +139,14 @@ class Route:
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """A module is called."""
-        if threading.get_ident() != self._thread:
+        if not self._observes():
             return
         self._begin(module, args, kwargs)
         if self._open is None and self._waiting is not None:
             self._try_consumer(self._waiting, module, args, kwargs)
+
+    def _observes(self) -> bool:
+        return threading.get_ident() == self._thread and in_clean_pass() == self._is_clean
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         call = _Call(module, args, kwargs, False)
@@ -134,7 +159,7 @@ class Route:
 
     def leave(self, module: nn.Module, output: object) -> None:
         """A call ends; `output` is None where it failed."""
-        if threading.get_ident() != self._thread or not self._calls:
+        if not self._observes() or not self._calls:
             return
         call = self._calls.pop()
         if call is not self._open:

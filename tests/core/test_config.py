@@ -245,6 +245,9 @@ def test_a_key_that_anchors_and_merges_repeat_is_no_key_in_a_wrong_place():
     for written in (text % (5, "x: *shared"), text % (5, "<<: *shared\nneftune_noise_alpha: 10")):
         with pytest.raises(NoiseConfigError, match=r"^shared\.neftune_noise_alpha: 5 has no effect there"):
             refuse_misplaced(yaml.safe_load(written))
+    beside = {"neftune_noise_alpha": 5, "trl": {"neftune_noise_alpha": 5, "beta": 0.1}}
+    with pytest.raises(NoiseConfigError, match=r"^trl\.neftune_noise_alpha: 5 has no effect there"):
+        refuse_misplaced(beside)
     features = {"a": {"neftune_noise_alpha": 5}, "b": {"neftune_noise_alpha": 5}}  # who wants noise in two places
     with pytest.raises(NoiseConfigError, match=r"^b\.neftune_noise_alpha: 5 has no effect there"):
         refuse_misplaced(features, [("a",)], home="in a")

@@ -137,6 +137,32 @@ def test_a_forward_that_happens_anyway_is_the_noised_run():
         assert found.ratios == pytest.approx([1.0] * 3, abs=NEAR)
 
 
+class Seeing(nn.Module):
+    """Looks the tokens up, and then reads an image in a tensor of the same shape (Idefics 3 with equal widths)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text, self.vision = Normed(), nn.Linear(DIM, DIM)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text.embed_tokens
+
+    def forward(self, input_ids: Tensor, image: Tensor, attention_mask: Tensor) -> Tensor:
+        embeddings_BLD = self.text.embed_tokens(input_ids)
+        return self.text.norm(embeddings_BLD + self.vision(image)).sum()
+
+
+def test_a_module_that_does_not_use_the_lookup_is_no_proof():
+    model, batch = Seeing().train(), ids_and_mask()
+    image = torch.rand(*batch["input_ids"].shape, DIM)
+    assert "first module that is called" not in str(measure(model, (), {**batch, "image": image}, 5.0))
+    with install(model, CONFIG) as handle:
+        handle.step = 0
+        found = measure(model, (), {**batch, "image": image}, 5.0)
+        assert isinstance(found, Blind) and "vision, the first module" in found.reason
+        model(image=image, **batch).backward()  # the audit does not stop it
+
+
 class Columns(nn.Module):
     """A loss over columns of features, to which it adds its results, as in sentence-transformers."""
 

@@ -138,7 +138,7 @@ class Probe:
         call = self._open.pop()
         # The audit stops its own half forwards before the first block.
         if output is None and not self._open and call.noise is None:
-            self.calls = [other for other in self.calls if other is not call]
+            self.calls[:] = [other for other in self.calls if other is not call]
 
     def _block(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = (args[0] if args else kwargs["hidden_states"]).detach()
