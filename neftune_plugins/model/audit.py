@@ -14,7 +14,6 @@ from torch import nn
 
 from neftune_plugins.config import NoiseConfig
 from neftune_plugins.errors import WrongNoiseError
-from neftune_plugins.model import structure
 from neftune_plugins.proof import (
     Blind,
     Captured,
@@ -22,8 +21,8 @@ from neftune_plugins.proof import (
     MeasuredExample,
     Measurement,
     Watch,
-    compiled_lookup,
     repeatable,
+    unmeasurable,
 )
 from neftune_plugins.proof.specified import SPREAD, TYPES, alpha_at, noise
 
@@ -102,12 +101,9 @@ class Audit:
             return
         self._take_note(kind, noisy=noisy)
         self.judge()
-        compiled = compiled_lookup(module)
-        if compiled is not None:
-            self._say_blind(Blind(f"{compiled} is compiled"), kind)
-            return
-        if _is_fsdp1(module):
-            self._say_blind(Blind("FSDP1 allows no forward pass that ends early; FSDP2 does"), kind)
+        blind = unmeasurable(module)
+        if blind is not None:
+            self._say_blind(blind, kind)
             return
         watch = Watch(module, pad_token_id=self.pad_token_id)
         self._open = _Pass(watch, module, *given, noisy=noisy, kind=kind)
@@ -329,14 +325,6 @@ def _kind(module: nn.Module, *, noisy: bool) -> str:
     return (
         f"a pass of {type(module).__name__} in {mode} mode {'with' if torch.is_grad_enabled() else 'without'} gradients"
     )
-
-
-def _is_fsdp1(model: nn.Module) -> bool:
-    """FSDP1 and FSDP2 mark all modules that they manage; those that FSDP2 wraps have methods of it."""
-    modules = list(structure.walk(model))
-    is_managed = any(getattr(module, "_is_fsdp_managed_module", False) for module in modules)
-    is_wrapper = any(type(module).__name__ == "FullyShardedDataParallel" for module in modules)
-    return is_wrapper or (is_managed and not any(hasattr(module, "_get_fsdp_state") for module in modules))
 
 
 def _rms(kind: str) -> float:

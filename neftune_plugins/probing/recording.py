@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from neftune_plugins.probing.callers import TRAINER, alpha_in_sight, caller
-from neftune_plugins.proof import NOT_REPEATABLE, Blind, Captured, Watch, compiled_lookup, repeatable
+from neftune_plugins.proof import NOT_REPEATABLE, Blind, Captured, Watch, repeatable, unmeasurable
 
 MOST = 64
 """Number of forward passes of one kind that are measured; the others are counted."""
@@ -124,7 +124,7 @@ class Recorder:
         why = unmeasurable(module)
         if why or kind.forwards > MOST:
             if why:
-                kind.blind[why] += 1
+                kind.blind[str(why)] += 1
             return self._call(module, *args, **kwargs)
         again = repeatable(args, kwargs)
         if again is None:
@@ -193,16 +193,6 @@ def has_tokens(value: object, depth: int = 5) -> bool:
     if depth and isinstance(value, Mapping):
         return value.get("inputs_embeds") is not None or any(has_tokens(one, depth - 1) for one in value.values())
     return bool(depth) and isinstance(value, tuple | list) and any(has_tokens(one, depth - 1) for one in value)
-
-
-def unmeasurable(module: nn.Module) -> str:
-    """Why a forward pass of this module is left alone; empty if it is measured."""
-    if compiled_lookup(module) is not None:
-        return f"{_name(module)} is compiled; run the command once without compilation"
-    for inner in module.modules():
-        if type(inner).__name__ == "FullyShardedDataParallel":
-            return f"{_name(module)} is sharded by FSDP1, which does not allow a second forward pass; use FSDP2"
-    return ""
 
 
 def is_model(module: nn.Module) -> bool:

@@ -13,8 +13,8 @@ from neftune_plugins.proof.measure import (
     MeasuredExample,
     Measurement,
     Watch,
-    compiled_lookup,
     measure,
+    unmeasurable,
 )
 from neftune_plugins.proof.route import Entry, Route, in_clean_pass, random_state
 
@@ -30,10 +30,10 @@ __all__ = [
     "Measurement",
     "Route",
     "Watch",
-    "compiled_lookup",
     "examples_of",
     "in_clean_pass",
     "measure",
     "random_state",
     "repeatable",
+    "unmeasurable",
 ]

@@ -294,13 +294,33 @@ def _nothing_entered(model: nn.Module) -> Blind:
     )
 
 
-def compiled_lookup(model: nn.Module) -> str | None:
+def unmeasurable(model: nn.Module) -> Blind | None:
+    """Why a second forward pass of this model would fail or change its training; None if it would not."""
+    compiled = _compiled_lookup(model)
+    if compiled is not None:
+        return Blind(f"{compiled} is compiled", "run once without compilation")
+    if _is_fsdp1(model):
+        return Blind("FSDP1 allows no forward pass that ends early", "use FSDP2")
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        return Blind("DeepSpeed's ZeRO-3 expects the same modules in each forward pass", "use ZeRO-2 or FSDP2")
+    return None
+
+
+def _compiled_lookup(model: nn.Module) -> str | None:
     """The name of a compiled part of the model that holds an embedding: to observe it would compile it again. (Compiled
     layers behind the lookup do no harm.)"""
     for name, module in model.named_modules():
         if _is_compiled(module) and any(hasattr(part, "num_embeddings") for part in module.modules()):
             return name or type(module).__name__
     return None
+
+
+def _is_fsdp1(model: nn.Module) -> bool:
+    """FSDP1 and FSDP2 mark all modules that they manage; those that FSDP2 wraps have methods of it."""
+    modules = list(model.modules())
+    is_managed = any(getattr(module, "_is_fsdp_managed_module", False) for module in modules)
+    is_wrapper = any(type(module).__name__ == "FullyShardedDataParallel" for module in modules)
+    return is_wrapper or (is_managed and not any(hasattr(module, "_get_fsdp_state") for module in modules))
 
 
 def _is_compiled(module: nn.Module) -> bool:

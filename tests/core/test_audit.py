@@ -143,6 +143,19 @@ def test_where_it_cannot_see_it_says_so_once_and_goes_on(caplog):
     assert caplog.text.count("neftune_audit cannot measure the noise of training") == 1
 
 
+def test_parameters_of_zero_3_are_not_gathered_for_a_second_forward(caplog):
+    """DeepSpeed marks them, and counts on the order of the modules that it saw before."""
+    caplog.set_level(logging.INFO, "neftune_plugins")
+    model, forwards = Normed().train(), []
+    model.norm.weight.ds_id = 0
+    model.register_forward_pre_hook(lambda module, args: forwards.append(1))
+    with install(model, CONFIG) as handle:
+        handle.step = 0
+        model(**batch()).sum().backward()
+    assert forwards == [1]
+    assert "neftune_audit cannot measure the noise of training: DeepSpeed's ZeRO-3" in caplog.text
+
+
 def test_the_values_are_those_of_the_specification():
     from neftune_plugins.proof.specified import noise
 

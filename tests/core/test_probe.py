@@ -61,7 +61,7 @@ def test_a_compiled_model_is_left_alone_and_said(tmp_path):
     ended, found = probed([*LOOP, "ours", "compiled"], tmp_path, "--alpha", "5")
     assert ended.returncode == 1
     assert found["verdict"] == (
-        "no verdict: the noise could not be measured: Little is compiled; run the command once without compilation"
+        "no verdict: the noise could not be measured: Little is compiled; run once without compilation"
     )
 
 
