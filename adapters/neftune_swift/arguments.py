@@ -20,9 +20,8 @@ def add_keys(module: Any) -> None:
 
 def check_values(module: Any) -> None:
     """Patch `swift.arguments.sft_args` or `rlhf_args`: the arguments of a command are checked first."""
-    for kind in (getattr(module, name, None) for name in ("SftArguments", "RLHFArguments")):
-        if kind is not None and kind.__module__ == module.__name__:
-            kind.__post_init__ = _checking(kind.__post_init__)
+    kind = module.SftArguments if module.__name__.endswith(".sft_args") else module.RLHFArguments
+    kind.__post_init__ = _checking(kind.__post_init__)
 
 
 def _checking(post_init: Any) -> Any:

@@ -200,7 +200,7 @@ class Route:
     ) -> None:
         values = [*args, *(value for name, value in kwargs.items() if not name.endswith("inputs_embeds"))]
         found = next((value for value in values if _enters(value, lookup)), None)
-        if found is None or _takes_embeddings(module, found, args):
+        if found is None or _takes_embeddings(module, found, args) or _places_tokens(module):
             return
         if lookup.module is not None and any(inner is lookup.module for inner in module.modules()):
             return
@@ -248,6 +248,12 @@ def _takes_embeddings(module: nn.Module, value: Tensor, args: tuple[Any, ...]) -
     place = next((index for index, given in enumerate(args) if given is value), None)
     names = _parameters(module)
     return place is not None and place < len(names) and names[place].endswith("inputs_embeds")
+
+
+def _places_tokens(module: nn.Module) -> bool:
+    """Whether this computes rotary embeddings. It is given the embeddings for their dtype alone, and before Gemma scales
+    them in transformers 4."""
+    return "position_ids" in _parameters(module) and next(module.parameters(), None) is None
 
 
 def _same(one: object, other: Tensor) -> bool:
