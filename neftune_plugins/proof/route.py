@@ -251,8 +251,8 @@ def _takes_embeddings(module: nn.Module, value: Tensor, args: tuple[Any, ...]) -
 
 
 def _places_tokens(module: nn.Module) -> bool:
-    """Whether this computes rotary embeddings. It is given the embeddings for their dtype alone, and before Gemma scales
-    them in transformers 4."""
+    """Whether this computes rotary embeddings. It is given the embeddings for their dtype alone, in transformers 4
+    before Gemma scales them."""
     return "position_ids" in _parameters(module) and next(module.parameters(), None) is None
 
 
