@@ -101,7 +101,7 @@ class NoiseConfig:
         "integer of at least 1. Left out: never.",
     )
     audit: Audit = _field(  # noqa: RUF009
-        "stop",
+        "warn",
         key="neftune_audit",
         annotation=Audit | None,
         said=off,

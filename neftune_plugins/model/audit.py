@@ -208,11 +208,11 @@ class Audit:
             f"neftune_audit: in {pending.kind}, step {pending.step}, {problem}. Measured between {route}; the noise is "
             f"added on {', '.join(self.where)}. {f'The batch contradicts itself: {doubts[0]}. ' if doubts else ''}"
             "An adapter, a hook or a changed forward between them may change it, another NEFTune may be on, or the "
-            "batch means something else than it says (docs/noise.md). neftune_audit: warn logs this and continues."
+            "batch means something else than it says (docs/noise.md)."
         )
         if self.config.audit == "stop":
-            raise WrongNoiseError(message)
-        _log.warning(message)
+            raise WrongNoiseError(f"{message} neftune_audit: warn logs this and continues.")
+        _log.warning(f"{message} neftune_audit: stop ends the run here.")
 
     def _problem_of_clean(self, found: Measurement) -> str:
         for stream in found.streams:
