@@ -136,8 +136,8 @@ class Probe:
         if not self._open:
             return
         call = self._open.pop()
-        # The audit stops its own half forwards before the first block.
-        if output is None and not self._open and call.noise is None:
+        # The audit stops its own half forwards, without gradients, before the first block.
+        if output is None and not self._open and call.noise is None and not call.grad_enabled:
             self.calls[:] = [other for other in self.calls if other is not call]
 
     def _block(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

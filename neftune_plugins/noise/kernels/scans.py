@@ -63,7 +63,7 @@ def cut_kernel(
         inside, place = column < width, row + column
         real = tl.load(real_ptr + place, mask=inside, other=0) != 0
         ids = tl.load(ids_ptr + place, mask=inside, other=0)
-        untrained = tl.load(untrained_ptr + place, mask=inside & (labels != 0), other=1) != 0
+        untrained = tl.where(labels != 0, tl.load(untrained_ptr + place, mask=inside, other=1), 1) != 0
         filler = (ids == pad) | ((zeros != 0) & (ids == 0) & untrained)
         tail = tl.maximum(tail, tl.max(tl.where(inside & ~(filler & real), column + 1, 0)))
     real_before = tl.zeros((), tl.int32)
@@ -72,7 +72,7 @@ def cut_kernel(
         column = first + tl.arange(0, BLOCK)
         inside, place = column < width, row + column
         real = tl.load(real_ptr + place, mask=inside & (column < tail), other=0) != 0
-        start = tl.load(start_ptr + place, mask=inside & (column >= tail) & (starts != 0), other=0) != 0
+        start = tl.where(starts != 0, tl.load(start_ptr + place, mask=inside & (column >= tail), other=0), 0) != 0
         real_before += tl.sum(real.to(tl.int32))
         cut = tl.minimum(cut, tl.min(tl.where(start, column, width)))
     cut = tl.where((real_before == 0) & (starts != 0), tail, cut)
@@ -115,14 +115,13 @@ def arrange_kernel(
         inside, place = column < width, row + column
         real = (tl.load(real_ptr + place, mask=inside, other=0) != 0) & (column < cut)
         count = tokens + tl.cumsum(real.to(tl.int32))
-        start = tl.load(start_ptr + place, mask=inside & (starts != 0), other=0) != 0
+        start = tl.where(starts != 0, tl.load(start_ptr + place, mask=inside, other=0), 0) != 0
         begins = real & (start | (count == 1))
         open_at = tl.maximum(tl.associative_scan(tl.where(begins, count, 0), 0, _largest), opened)
         tl.store(example_ptr + place, (number + tl.cumsum(begins.to(tl.int32))).to(tl.int64), mask=inside)
         tl.store(position_ptr + place, (count - open_at).to(tl.int64), mask=inside)
-        word = (real & ((has_ids == 0) | (tl.load(ids_ptr + place, mask=inside & (has_ids != 0), other=0) != pad))).to(
-            tl.int32
-        )
+        is_word = tl.where(has_ids != 0, (tl.load(ids_ptr + place, mask=inside, other=0) != pad).to(tl.int32), 1)
+        word = real.to(tl.int32) * is_word
         known = tl.where(begins, words + tl.cumsum(word) - word, 0)
         seen = tl.maximum(tl.associative_scan(known, 0, _largest), words_before)
         tl.store(words_ptr + place, seen, mask=inside)
@@ -148,9 +147,8 @@ def arrange_kernel(
         ends = tl.minimum(tl.associative_scan(counts, 0, _smallest, reverse=True), end)
         position = tl.load(position_ptr + place, mask=inside, other=0)
         tl.store(length_ptr + place, (ends - count + 1).to(tl.int64) + position, mask=inside)
-        word = (real & ((has_ids == 0) | (tl.load(ids_ptr + place, mask=inside & (has_ids != 0), other=0) != pad))).to(
-            tl.int32
-        )
+        is_word = tl.where(has_ids != 0, (tl.load(ids_ptr + place, mask=inside, other=0) != pad).to(tl.int32), 1)
+        word = real.to(tl.int32) * is_word
         last_words = tl.where(is_last, words - tl.cumsum(word, reverse=True) + word, _FAR)
         until = tl.minimum(tl.associative_scan(last_words, 0, _smallest, reverse=True), end_words)
         keeps = real & (until > tl.load(words_ptr + place, mask=inside, other=0))
@@ -240,7 +238,7 @@ def arrange() -> Arrange:
         )
         is_real_BL = torch.empty(rows, width, dtype=torch.bool, device=device)
         words_BL = torch.empty(rows, width, dtype=torch.int32, device=device)
-        # What is not given is not read.
+        # In place of what is not given, which the kernels do not use.
         real = _bytes(real_BL)
         start = real if start_BL is None else _bytes(start_BL)
         ids, cut, pad = example_BL, example_BL, 0
