@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.conformance.driver import Driver
-from tests.support.recorder import Run
+from tests.support.recorder import Run, remembered
 
 
 def make_driver(config: pytest.Config) -> Driver:
@@ -34,13 +34,4 @@ def driver(pytestconfig: pytest.Config) -> Driver:
 
 @pytest.fixture(scope="session")
 def run(driver: Driver, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
-    """`run(mode, neftune_noise_alpha=5, stock=False)`: trains, or gives what the same call gave before."""
-    runs: dict[object, Run] = {}
-
-    def run(mode: str, *, stock: bool = False, **keys: object) -> Run:
-        case = (mode, stock, tuple(sorted(keys.items())))
-        if case not in runs:
-            runs[case] = driver.train(mode, keys, folder=tmp_path_factory.mktemp(mode), stock=stock)
-        return runs[case]
-
-    return run
+    return remembered(driver.train, tmp_path_factory)

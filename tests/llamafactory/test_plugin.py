@@ -44,7 +44,7 @@ from tests.support.documentation import shown
 from tests.support.logs import LineHandler
 from tests.support.noise import OURS, assert_specified_noise, neftune_modules, noisy_per_step
 from tests.support.probe import per_example, ratio
-from tests.support.recorder import RECORD_DIR, KeepingRecorder, Run, neftune_hooks, read_run
+from tests.support.recorder import RECORD_DIR, KeepingRecorder, Run, neftune_hooks, read_run, remembered
 from tests.support.warm import cold
 
 ROOT = Path(__file__).parents[2]
@@ -64,13 +64,7 @@ def driver():
 
 @pytest.fixture(scope="module")
 def run(driver, tmp_path_factory):
-    """`run(mode, neftune_noise_alpha=5, stock=False)`: trains, or gives what the same call gave before."""
-
-    @functools.cache
-    def run(mode: str, *, stock: bool = False, **keys: object) -> Run:
-        return driver.train(mode, keys, folder=tmp_path_factory.mktemp(mode), stock=stock)
-
-    return run
+    return remembered(driver.train, tmp_path_factory)
 
 
 def launch(*arguments: object, v1: bool = False) -> Run:

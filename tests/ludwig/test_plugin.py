@@ -26,7 +26,6 @@ from tests.ludwig.watching import (
     ALPHA,
     KEYS,
     NOT_SAVED,
-    assert_papers_noise,
     is_clean,
     ludwig_model,
     neftune_hooks_in,
@@ -39,6 +38,7 @@ from tests.support.demo import check_demo
 from tests.support.docstrings import run_example
 from tests.support.documentation import shown, snippets
 from tests.support.logs import LineHandler
+from tests.support.noise import assert_papers_noise
 from tests.support.probe import padding_noise, per_example, ratio
 from tests.support.recorder import Run, neftune_hooks, read_run
 from tests.support.warm import Execute, cold

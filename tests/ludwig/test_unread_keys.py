@@ -12,13 +12,13 @@ from tests.ludwig.watching import (
     ALPHA,
     KEYS,
     NOT_SAVED,
-    assert_papers_noise,
     is_clean,
     refused,
     trained,
 )
 from tests.support.bad_values import ZEROS
 from tests.support.logs import LineHandler
+from tests.support.noise import assert_papers_noise
 
 
 def set_at(config: dict[str, Any], place: tuple[str | int, ...], value: Any) -> None:

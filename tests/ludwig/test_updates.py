@@ -8,7 +8,8 @@ import torch
 from neftune_plugins import NoiseConfigError, NoiseNotAppliedError
 from tests.ludwig.configs import base_config, with_keys
 from tests.ludwig.runs import run_ludwig
-from tests.ludwig.watching import ALPHA, KEYS, NOT_SAVED, assert_papers_noise, ludwig_model, neftune_hooks_in, trained
+from tests.ludwig.watching import ALPHA, KEYS, NOT_SAVED, ludwig_model, neftune_hooks_in, trained
+from tests.support.noise import assert_papers_noise
 
 LINEAR = KEYS | {"neftune_noise_schedule": "linear"}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 
 from tests.ludwig.runs import clean_process
 from tests.support.logs import LineHandler
-from tests.support.probe import Call, padding_noise, per_example, ratio
+from tests.support.probe import Call
 from tests.support.recorder import Run
 
 ALPHA = 5
@@ -36,16 +35,6 @@ def trained(calls: list[Call]) -> list[Call]:
 
 def is_clean(calls: list[Call]) -> bool:
     return not any(call.noise.any() for call in calls if call.noise is not None)
-
-
-def assert_papers_noise(calls: list[Call], pad_id: int, alpha: float = ALPHA) -> None:
-    assert calls
-    for call in calls:
-        for example in per_example(call, pad_id):
-            # Standard error of the root mean square of n uniform draws: sqrt(E x^4 / (E x^2)^2 - 1) / (2 sqrt n).
-            error = math.sqrt(9 / 5 - 1) / (2 * math.sqrt(example.noise.numel()))
-            assert abs(ratio(example, alpha) - 1) < 5 * error
-        assert not padding_noise(call, pad_id).any()
 
 
 def same_noise(run: Run, other: Run) -> bool:

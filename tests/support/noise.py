@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
 from torch import nn
 
 from tests.support import specification
-from tests.support.probe import per_example
+from tests.support.probe import Call, padding_noise, per_example, ratio
 from tests.support.recorder import Run, neftune_hooks
 
 OURS = ["neftune_plugins.model.hooks.EmbeddingHook"]
@@ -39,6 +40,17 @@ def assert_specified_noise(
             torch.testing.assert_close(example.noise, torch.tensor(want), rtol=0, atol=2e-7)
     assert seen
     return seen
+
+
+def assert_papers_noise(calls: list[Call], pad_id: int, alpha: float = 5) -> None:
+    """Each example has the paper's noise, and padding has none."""
+    assert calls
+    for call in calls:
+        for example in per_example(call, pad_id):
+            # Standard error of the root mean square of n uniform draws: sqrt(E x^4 / (E x^2)^2 - 1) / (2 sqrt n).
+            error = math.sqrt(9 / 5 - 1) / (2 * math.sqrt(example.noise.numel()))
+            assert abs(ratio(example, alpha) - 1) < 5 * error
+        assert not padding_noise(call, pad_id).any()
 
 
 def neftune_modules(model: nn.Module) -> list[str]:

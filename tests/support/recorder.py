@@ -11,13 +11,16 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers import TrainerCallback
 
 from tests.support.probe import Call, Probe, find_causal_model
+
+if TYPE_CHECKING:
+    import pytest
 
 AtStepEnd = Callable[[nn.Module, int], None]
 KILL_AFTER = "NEFTUNE_TEST_KILL_AFTER"  # environment variable: the step after which a recorder kills its process
@@ -136,6 +139,22 @@ def read_run(folder: Path) -> Run:
         return Run()
     record = json.loads((folder / "record.json").read_text())
     return Run(calls=Probe.load(folder / "probe.pt").calls, **record)
+
+
+def remembered(train: Callable[..., Run], folders: pytest.TempPathFactory) -> Callable[..., Run]:
+    """`run(mode, neftune_noise_alpha=5, stock=False)`: trains, or gives what the same call gave before.
+
+    train: of a `tests.conformance.driver.Driver`.
+    """
+    runs: dict[object, Run] = {}
+
+    def run(mode: str, *, stock: bool = False, **keys: object) -> Run:
+        case = (mode, stock, tuple(sorted(keys.items())))
+        if case not in runs:
+            runs[case] = train(mode, keys, folder=folders.mktemp(mode), stock=stock)
+        return runs[case]
+
+    return run
 
 
 def trained(run: Run) -> list[Call]:

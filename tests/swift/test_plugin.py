@@ -23,9 +23,8 @@ from tests.support.bad_values import BAD_KEYS, MISPLACED
 from tests.support.demo import AWKWARD, check_demo
 from tests.support.documentation import shown
 from tests.support.logs import LineHandler
-from tests.support.noise import OURS, assert_specified_noise, neftune_modules, noisy_per_step
-from tests.support.probe import per_example, ratio
-from tests.support.recorder import KeepingRecorder, Run, neftune_hooks, trained
+from tests.support.noise import OURS, assert_papers_noise, assert_specified_noise, neftune_modules, noisy_per_step
+from tests.support.recorder import KeepingRecorder, Run, neftune_hooks, remembered, trained
 from tests.support.texts import answer, question
 from tests.support.warm import cold
 from tests.swift.configs import LORA, base_config, command
@@ -57,13 +56,7 @@ def driver():
 
 @pytest.fixture(scope="module")
 def run(driver, tmp_path_factory):
-    """`run(mode, neftune_noise_alpha=5, stock=False)`: trains, or gives what the same call gave before."""
-
-    @functools.cache
-    def run(mode: str, *, stock: bool = False, **keys: object) -> Run:
-        return driver.train(mode, keys, folder=tmp_path_factory.mktemp(mode), stock=stock)
-
-    return run
+    return remembered(driver.train, tmp_path_factory)
 
 
 def launch(words: list[str], folder: Path, name: str = "sft") -> Run:
@@ -461,11 +454,7 @@ def test_examples_train_with_noise(driver, path, tmp_path, monkeypatch):
     run = launch(words_of(config | {"dataloader_num_workers": 0}), tmp_path, name)
     assert neftune_hooks(run.steps[0]["hooks"]) == OURS
     assert len(trained(run)) == 2
-    for call in trained(run):
-        for example in per_example(call, driver.pad_id):
-            # Standard error of the root mean square of n uniform draws: sqrt(E x^4 / (E x^2)^2 - 1) / (2 sqrt n).
-            error = (9 / 5 - 1) ** 0.5 / (2 * example.noise.numel() ** 0.5)
-            assert abs(ratio(example, 5) - 1) < 5 * error
+    assert_papers_noise(trained(run), driver.pad_id)
     assert all(not call.noise.any() for call in run.calls if not (call.training and call.grad_enabled))
 
 
